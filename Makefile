@@ -1,0 +1,38 @@
+# Every target works as the first command on a fresh clone: the environment is made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+AUDIO ?= ../shared/audio/train
+THREADS ?= 2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.semanticodec
+
+.PHONY: demo test check bench train venv clean
+
+demo: $(STAMP)  ## encode and decode a shipped recording; results in demo_out/
+	$(BIN)/semanticodec demo --out demo_out
+
+test: $(STAMP)  ## run the tests (ARGS="-k wire" and the like are passed on)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## lint and type-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## decode speed against this machine's matrix multiplication
+	$(BIN)/python -m benchmarks.speed --threads $(THREADS) $(ARGS)
+
+train: $(STAMP)  ## train mini from the recordings in AUDIO, all stages, resumable
+	$(BIN)/python -m semanticodec.training all --audio $(AUDIO) $(ARGS)
+
+venv: $(STAMP)
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) demo_out build semanticodec.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (PyTorch is large: this takes a few minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

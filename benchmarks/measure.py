@@ -1,0 +1,114 @@
+"""Clocks, this machine's matrix-multiplication peak, operation counts, and who measured: shared by the benchmarks."""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one run: elapsed, and spent by this process on all its threads."""
+
+    wall: float
+    cpu: float
+
+    def __add__(self, other: "Timing") -> "Timing":
+        return Timing(self.wall + other.wall, self.cpu + other.cpu)
+
+    def __mul__(self, times: int) -> "Timing":
+        return Timing(self.wall * times, self.cpu * times)
+
+
+def timed(run: Callable[[], object], repeats: int, *, warm_up: bool = True) -> Timing:
+    """Run once to warm up and ``repeats`` times for the clock; return the smallest time of each clock.
+
+    The smallest is the one least disturbed by whatever else the machine does.
+    """
+    if warm_up:
+        run()
+    seen = []
+    for _ in range(repeats):
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
+        seen.append(Timing(time.perf_counter() - wall, time.process_time() - cpu))
+    return Timing(min(t.wall for t in seen), min(t.cpu for t in seen))
+
+
+class Sgemm:
+    """The machine's peak: a square float32 matrix product, measured again and again during a run."""
+
+    def __init__(self, size: int = 2048) -> None:
+        a, b = torch.randn(2, size, size, generator=torch.Generator().manual_seed(0))
+        self.size = size
+        self.gflop = 2 * size**3 / 1e9
+        self._run = lambda: a @ b
+        self.best = Timing(float("inf"), float("inf"))
+
+    def measure(self) -> None:
+        """Time a few products and keep the best so far."""
+        now = timed(self._run, 5)
+        self.best = Timing(min(self.best.wall, now.wall), min(self.best.cpu, now.cpu))
+
+    @property
+    def gflops(self) -> float:
+        """GFLOP per elapsed second."""
+        return self.gflop / self.best.wall
+
+    @property
+    def gflops_cpu(self) -> float:
+        """GFLOP per second of processor time."""
+        return self.gflop / self.best.cpu
+
+
+def gflop(run: Callable[[], object]) -> float:
+    """Count the multiply-adds (as two operations each) of one run, in GFLOP; meta tensors cost nothing."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops()) / 1e9
+
+
+def randomise(tensors: Iterable[Tensor], seed: int) -> None:
+    """Fill tensors from one seed, at a scale that keeps activations of order one; meta tensors stay as they are.
+
+    Speed does not depend on the values as long as none are denormal, infinite or NaN.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in tensors:
+            if not tensor.is_meta:
+                fan_in = tensor[0].numel() if tensor.ndim > 1 else 100
+                tensor.normal_(0, fan_in**-0.5, generator=generator)
+
+
+def machine() -> dict[str, str | int | bool]:
+    """Say which machine, software and commit a figure comes from."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    models = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
+    return {
+        "cpu": next(models, platform.processor() or platform.machine()),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": git("rev-parse", "--verify", "HEAD") or "unknown",
+        "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else []

@@ -1,0 +1,1 @@
+"""The streaming client of semanticodec (installed as ``semanticodec_client``)."""

@@ -1,0 +1,58 @@
+"""Code speech, music and any other sound at 0.3 to 1.4 kbps.
+
+:class:`SemantiCodec` is the codec; everything else is a value that goes into it, or an error that comes out of it.
+Names that need torch are loaded on first use, so that a program that only handles bytes or errors never pays for it.
+"""
+
+from typing import TYPE_CHECKING
+
+from .config import PRESETS, CodecConfig, preset
+from .errors import (
+    AudioError,
+    CheckpointError,
+    CodesError,
+    ConfigError,
+    CorruptedError,
+    SemantiCodecError,
+    StreamError,
+    TruncatedError,
+    VersionError,
+    WireError,
+)
+
+if TYPE_CHECKING:
+    from .codec import SemantiCodec
+    from .diffusion import SamplerOptions
+else:
+    _LAZY = {"SamplerOptions": "diffusion", "SemantiCodec": "codec"}
+
+    def __getattr__(name):
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
+
+
+__all__ = [
+    "PRESETS",
+    "AudioError",
+    "CheckpointError",
+    "CodecConfig",
+    "CodesError",
+    "ConfigError",
+    "CorruptedError",
+    "SamplerOptions",
+    "SemantiCodec",
+    "SemantiCodecError",
+    "StreamError",
+    "TruncatedError",
+    "VersionError",
+    "WireError",
+    "preset",
+]

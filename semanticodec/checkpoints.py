@@ -1,0 +1,501 @@
+"""Weights on disk: find them, check them, name them as our modules do, and fill modules strictly.
+
+Two layouts are read.  *Official*: ``encoder.ckpt``, ``decoder.ckpt`` and ``codebook_idx/.../codebook_*.npy`` as
+published.  *Native*, the only one that is written: ``encoder.safetensors``, ``codebooks.safetensors`` and
+``decoder.safetensors``, whose metadata carries the configurations they serve and a SHA-256.  A native folder may serve
+several token rates: a tensor named ``rate100.<name>`` belongs to the presets of that rate, any other is shared.
+
+Each file has one ordered table of :class:`Rule`; the first rule whose pattern matches a whole name decides.  Every
+tensor of a file gets a place or is dropped for a stated reason, and every parameter and buffer of the module is filled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .config import PRESETS, CodecConfig, config_from_json, preset
+from .diffusion import linear_schedule
+from .errors import CheckpointError, ConfigError
+
+HUB = "haoheliu/SemantiCodec"
+FORMAT, VERSION = "semanticodec", "1"
+WEIGHTS = Path(__file__).parent / "weights"
+"""Weights shipped with the package, one native folder per family."""
+DROP = None
+
+FILES: dict[str, tuple[str, ...]] = {
+    "encoder": ("mae", "residual"),
+    "codebooks": ("codebooks",),
+    "decoder": ("latent", "conditioner"),
+}
+"""Native file -> first components of the names it holds."""
+_LINKS = {"encoder": "encoder_sha256", "decoder": "decoder_sha256"}
+"""File -> where the metadata of the codebooks keeps its SHA-256, so that files of two models are never mixed."""
+
+
+class Rule(NamedTuple):
+    """What becomes of the tensors whose whole name matches ``pattern``."""
+
+    pattern: str
+    target: str | None
+    reason: str
+    squeeze: bool = False
+    """The file has a leading axis of 1 that our module has not."""
+
+
+OFFICIAL_ENCODER = (
+    Rule(r"audiomae\.model\.((cls_token|pos_embed|(patch_embed|blocks|norm)\..+))", r"mae.\1", "AudioMAE encoder"),
+    Rule(r"audiomae\.model\.(mask_token|decoder_\w+(\..+)?)", DROP, "MAE decoder: only trains the encoder"),
+    Rule(r"encoder\.((weight|bias)_[ih]h_l\d+(_reverse)?)", r"residual.lstm.\1", "residual encoder"),
+    Rule(r"encoder_output_linear\.(weight)", r"residual.project.\1", "residual encoder"),
+    Rule(r"quantizer\._codebook\.embed", "codebooks.acoustic", "acoustic codebook", squeeze=True),
+    Rule(r"quantizer\._codebook\.(embed_avg|cluster_size|initted)", DROP, "state of the codebook's training"),
+)
+OFFICIAL_DECODER = (
+    Rule(r"model\.diffusion_model\.(.+)", r"latent.unet.\1", "U-Net"),
+    Rule(r"model_ema\.(decay|num_updates|diffusion_model\w+)", DROP, "averaged U-Net: never used to decode"),
+    Rule(r"first_stage_model\.((decoder|post_quant_conv)\..+)", r"latent.vae.\1", "VAE decoder"),
+    Rule(r"first_stage_model\.(encoder|quant_conv)\..+", DROP, "VAE encoder: only makes training targets"),
+    Rule(r"first_stage_model\.(vocoder\..+)", r"latent.\1", "vocoder"),
+    Rule(r"scale_factor", "latent.scale", "standard deviation of the latent"),
+    Rule(r"alphas_cumprod", DROP, "recomputed from the configuration, after checking that both agree"),
+    Rule(r"betas|alphas_cumprod_prev|(sqrt|log)_\w*alphas_cumprod", DROP, "schedule: follows from alphas_cumprod"),
+    Rule(r"sqrt_recip(m1)?_alphas_cumprod|posterior_\w+", DROP, "schedule: follows from alphas_cumprod"),
+    Rule(r"logvar", DROP, "learned weighting of the training loss"),
+)
+
+
+def _native_rules(token_rate: int) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"rate{token_rate}\.(.+)", r"\1", "this token rate's own"),
+        Rule(r"rate\d+\..+", DROP, "another token rate's own"),
+        Rule(r"(.+)", r"\1", "shared by all token rates"),
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights of one preset are.
+
+    Attributes:
+        config: what to build before filling it; ``semantic_size`` is what the k-means table really has.
+        layout: how the files are organised.
+        folder: where they lie; None for the hub.
+    """
+
+    config: CodecConfig
+    layout: Literal["official", "native"]
+    folder: Path | None
+
+    def __str__(self) -> str:
+        """Name the preset and the place."""
+        return f"{self.config.name} in {self.folder or f'the hub repository {HUB}'}"
+
+
+def locate(name_or_folder: str | os.PathLike[str], preset_name: str | None = None) -> Source:
+    """Find the weights of a preset.
+
+    Args:
+        name_or_folder: a preset's name ("mini-100", "semanticodec-50-8192"), or a folder in either layout.
+        preset_name: which preset to take from a folder that serves several; a folder that serves one needs none.
+
+    Returns:
+        The source; nothing but metadata has been read yet.  The k-means table of a hub preset is downloaded.
+
+    Raises:
+        CheckpointError: there are no such weights, or the folder serves several presets and none was chosen.
+        ConfigError: ``preset_name`` is unknown.
+    """
+    if isinstance(name_or_folder, str) and (name_or_folder in PRESETS or name_or_folder == "mini"):
+        config = preset(name_or_folder)
+        if config.name.startswith("mini"):
+            return _native_source(WEIGHTS / "mini", config.name)
+        return _official_source(None, config)
+    folder = Path(name_or_folder)
+    if (folder / "codebooks.safetensors").is_file():
+        return _native_source(folder, preset_name)
+    if any((folder / name).is_file() for name in ("encoder.ckpt", "decoder.ckpt")):
+        return _official_source(folder, preset(preset_name) if preset_name else _guess_preset(folder))
+    raise CheckpointError(
+        f"{name_or_folder} is neither a preset nor a folder with weights (codebooks.safetensors, or encoder.ckpt and "
+        f"decoder.ckpt); known presets: {', '.join(PRESETS)}"
+    )
+
+
+def load(module: nn.Module, source: Source, *, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Fill a module that was built on the meta device; only the files that its names need are read.
+
+    Args:
+        module: has any of the children ``mae``, ``residual`` (encoder half), ``codebooks``, ``latent``, ``conditioner``
+            (decoder half).  Tables that are not in ``state_dict()`` must have been computed on a real device.
+        source: from :func:`locate`, whose ``config`` the module was built from.
+        device: where the module goes.
+        dtype: of every floating-point tensor; files may be stored in another.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the module in every name and shape.
+    """
+    targets = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = _collect(source, targets)
+    filled = {}
+    for name in targets:
+        tensor = found.pop(name)
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        filled[name] = tensor.to(device, kind, copy=True)
+    module.load_state_dict(filled, strict=True, assign=True)
+    lost = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    if lost:
+        raise CheckpointError(f"{_some(lost)} of the module is neither in the checkpoint nor computed when it is built")
+    module.to(device, dtype)
+
+
+def weights_hash(source: Source) -> str:
+    """Identify what determines decoding: SHA-256 over the codebooks and the decoder, in hexadecimal.
+
+    A native folder is identified from its metadata alone; an official one is read, and has the identity of the native
+    folder that :func:`convert` makes of it.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    if source.layout == "native":
+        _, metadata = _read_safetensors((source.folder or WEIGHTS) / "codebooks.safetensors")
+        return _identity(metadata["sha256"], metadata["decoder_sha256"])
+    table = _collect(source, None, FILES["codebooks"])
+    decoder = _collect(source, None, FILES["decoder"])
+    return _identity(_digest(table), _digest(decoder))
+
+
+def save(folder: Path, models: Mapping[CodecConfig, Mapping[str, Tensor]]) -> None:
+    """Write a native folder.
+
+    Args:
+        folder: is made if it does not exist; files of the same names are replaced.
+        models: state dicts by the configuration they belong to.  A tensor that is equal in all of them is stored once,
+            any other once per token rate.  Tensors are stored in the dtype they have.
+
+    Raises:
+        CheckpointError: a tensor belongs to no file, or two configurations have the same token rate.
+    """
+    rates = [config.token_rate for config in models]
+    if len(set(rates)) != len(rates):
+        raise CheckpointError(f"one folder holds one preset per token rate, seen the rates {rates}")
+    files: dict[str, dict[str, Tensor]] = {name: {} for name in FILES}
+    for name in sorted(set().union(*models.values())):
+        versions = {f"rate{config.token_rate}.{name}": state[name] for config, state in models.items() if name in state}
+        first = next(iter(versions.values()))
+        if len(versions) == len(models) and all(_same(first, other) for other in versions.values()):
+            versions = {name: first}
+        files[_file_of(name)] |= {key: value.detach().cpu().contiguous() for key, value in versions.items()}
+    hashes = {name: _digest(tensors) for name, tensors in files.items()}
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "configs": json.dumps({config.name: json.loads(config.to_json()) for config in models}),
+    }
+    links = {key: hashes[name] for name, key in _LINKS.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tensors in files.items():
+        path = folder / f"{name}.safetensors"
+        part = path.with_suffix(".part")
+        extra = links if name == "codebooks" else {}
+        save_file(tensors, part, metadata | extra | {"sha256": hashes[name]})
+        part.replace(path)
+
+
+def convert(source: Source, target: Path, module: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Turn official (or native) weights into a native folder for one preset.
+
+    Args:
+        source: from :func:`locate`.
+        target: folder to write.
+        module: the whole codec built on the meta device; says which tensors there must be.
+        dtype: to store floating-point tensors in; None keeps theirs.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the module in every name and shape.
+    """
+    found = _collect(source, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})
+    if dtype is not None:
+        found = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in found.items()}
+    save(target, {source.config: found})
+
+
+# --- matching -------------------------------------------------------------------------------------------------------
+
+
+def apply_rules(
+    rules: Iterable[Rule], tensors: Mapping[str, Tensor], wanted: Iterable[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Rename the tensors of one file.
+
+    Args:
+        rules: tried in order.
+        tensors: by the name in the file.
+        wanted: first components of the names to keep; whole components that nobody asked for are left unread.
+
+    Returns:
+        Tensors by our name, and the names no rule matches or that meet on the same name.
+    """
+    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
+    found: dict[str, Tensor] = {}
+    unmapped = []
+    for name, tensor in tensors.items():
+        match, rule = next(((m, r) for p, r in compiled if (m := p.fullmatch(name))), (None, None))
+        target = match.expand(rule.target) if match and rule and rule.target is not None else None
+        if rule is None or target in found:
+            unmapped.append(name)
+        elif target is not None and target.split(".")[0] in wanted:
+            found[target] = tensor[0] if rule.squeeze and tensor.dim() and len(tensor) == 1 else tensor
+    return found, unmapped
+
+
+def _collect(
+    source: Source, targets: Mapping[str, tuple[int, ...]] | None, wanted: Iterable[str] | None = None
+) -> dict[str, Tensor]:
+    """Return all tensors of the wanted components by our names, still on disk; strict where ``targets`` are given."""
+    wanted = {name.split(".")[0] for name in targets or ()} if wanted is None else set(wanted)
+    found: dict[str, Tensor] = {}
+    unmapped: list[str] = []
+    read = _read_official if source.layout == "official" else _read_native
+    for rules, tensors in read(source, wanted):
+        part, unknown = apply_rules(rules, tensors, wanted)
+        unmapped += unknown
+        found |= part
+    if targets is None:
+        targets = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    unmapped += [name for name in found if name not in targets]
+    unfilled = [name for name in targets if name not in found]
+    misshapen = [
+        f"{name} (file {tuple(found[name].shape)}, model {tuple(shape)})"
+        for name, shape in targets.items()
+        if name in found and tuple(found[name].shape) != tuple(shape)
+    ]
+    if unmapped or unfilled or misshapen:
+        raise CheckpointError(
+            f"the weights of {source} do not fit its configuration.  Tensors of the file without a place in the model: "
+            f"{_some(unmapped)}.  Parameters that the file does not fill: {_some(unfilled)}.  Different shapes: "
+            f"{_some(misshapen)}.  Choose the preset they were made for"
+        )
+    return found
+
+
+def _some(names: list[str], limit: int = 12) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "none") + more
+
+
+def _file_of(name: str) -> str:
+    component = name.split(".")[0]
+    for file, components in FILES.items():
+        if component in components:
+            return file
+    raise CheckpointError(f"{name} belongs to no file; names start with one of {sum(FILES.values(), ())}")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.dtype == b.dtype and torch.equal(a, b))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and data, independent of the order in the file."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _identity(*hashes: str) -> str:
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
+# --- official layout ------------------------------------------------------------------------------------------------
+
+
+def _table_path(config: CodecConfig) -> str:
+    # By the preset's name: ``semantic_size`` may have been adapted to the rows found.
+    half = int(config.name.rsplit("-", 1)[1]) // 2
+    return f"codebook_idx/combine_{config.token_rate * 512 // 100}_audioset_dominate/codebook_{half}_0.npy"
+
+
+def _official_presets() -> list[CodecConfig]:
+    return [config for config in PRESETS.values() if config.name.startswith("semanticodec-")]
+
+
+def _guess_preset(folder: Path) -> CodecConfig:
+    """Tell the preset of an official folder from the k-means tables that lie in it (or, as in the hub, beside it)."""
+    named = re.fullmatch(r"semanticodec_tokenrate_(\d+)", folder.resolve().name)
+    present = [
+        config
+        for config in _official_presets()
+        if any((base / _table_path(config)).is_file() for base in (folder, folder.resolve().parent))
+        and (named is None or named[1] == str(config.token_rate))
+    ]
+    if len(present) != 1:
+        seen = ", ".join(config.name for config in present) or "none"
+        raise CheckpointError(
+            f"{folder} has the k-means tables of these presets: {seen}.  Say which preset to load; its table is "
+            f"expected in the folder as {_table_path(_official_presets()[0])} or the like"
+        )
+    return present[0]
+
+
+def _official_source(folder: Path | None, config: CodecConfig) -> Source:
+    """Adapt the configuration to the rows the k-means table really has."""
+    if config not in _official_presets():
+        raise CheckpointError(f"{folder} has the official layout, which does not serve the preset {config.name}")
+    source = Source(config, "official", folder)
+    rows, columns = _read_table(source).shape
+    size = config.encoder.semantic_size
+    if columns != config.feature_dim:
+        raise CheckpointError(
+            f"the k-means table of {source} has {columns} columns where {config.feature_dim} are wanted; it belongs to "
+            "another token rate"
+        )
+    if rows > size:
+        raise CheckpointError(f"the k-means table of {source} has {rows} rows; its codes do not fit {size} values")
+    if rows < size:
+        warnings.warn(f"the k-means table of {source} has {rows} rows, {size} were expected", stacklevel=3)
+    encoder = dataclasses.replace(config.encoder, semantic_size=rows)
+    return dataclasses.replace(source, config=dataclasses.replace(config, encoder=encoder))
+
+
+def _official_file(source: Source, name: str) -> Path:
+    """Return the local path of one official file, downloading it if the source is the hub."""
+    rate = source.config.token_rate
+    if source.folder is not None:
+        # The hub keeps the tables beside the folders of the token rates.
+        for path in (source.folder / name, source.folder.resolve().parent / name):
+            if path.is_file() and (path.parent == source.folder or name.endswith(".npy")):
+                return path
+        raise CheckpointError(f"{source.folder / name} is missing; it is {name} of https://huggingface.co/{HUB}")
+    import huggingface_hub
+
+    remote = name if name.endswith(".npy") else f"semanticodec_tokenrate_{rate}/{name}"
+    try:
+        return Path(huggingface_hub.hf_hub_download(HUB, remote))
+    except Exception as error:  # the client raises errors of several unrelated libraries
+        raise CheckpointError(
+            f"cannot fetch {remote} from the hub repository {HUB} ({type(error).__name__}: {error}).  Without a "
+            f"network, put encoder.ckpt and decoder.ckpt of semanticodec_tokenrate_{rate} and "
+            f"{_table_path(source.config)} into one folder and give its path instead of the preset's name"
+        ) from error
+
+
+def _read_table(source: Source) -> np.ndarray:
+    path = _official_file(source, _table_path(source.config))
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{path} is not a readable .npy file: {error}") from error
+    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype != np.float32:
+        seen = f"{table.dtype} {table.shape}" if isinstance(table, np.ndarray) else type(table).__name__
+        raise CheckpointError(f"{path} holds {seen}, not a float32 table with two axes")
+    return table
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Open a ``.ckpt``; its tensors stay on disk until they are used."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a foreign or damaged pickle can fail in any way, none of which is ours
+        raise CheckpointError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
+        for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{path} is not a plain dictionary of tensors")
+    return state
+
+
+def _read_official(source: Source, wanted: set[str]) -> Iterator[tuple[tuple[Rule, ...], Mapping[str, Tensor]]]:
+    if wanted & {*FILES["encoder"], *FILES["codebooks"]}:
+        yield OFFICIAL_ENCODER, _read_checkpoint(_official_file(source, "encoder.ckpt"))
+    if wanted & set(FILES["codebooks"]):
+        table = torch.from_numpy(np.array(_read_table(source)))
+        yield (Rule("table", "codebooks.semantic", "k-means table"),), {"table": table}
+    if wanted & set(FILES["decoder"]):
+        state = _read_checkpoint(_official_file(source, "decoder.ckpt"))
+        _check_schedule(source, state.get("alphas_cumprod"))
+        yield OFFICIAL_DECODER, state
+
+
+def _check_schedule(source: Source, seen: Tensor | None) -> None:
+    wanted = torch.tensor(linear_schedule(source.config.decoder.schedule).alpha_bar)
+    if seen is None or seen.shape != wanted.shape or not torch.allclose(seen.float(), wanted, rtol=1e-4, atol=0):
+        raise CheckpointError(
+            f"alphas_cumprod of {source} is {'missing' if seen is None else 'another one'}; the decoder is wanted for "
+            f"{source.config.decoder.schedule}"
+        )
+
+
+# --- native layout --------------------------------------------------------------------------------------------------
+
+
+def _native_source(folder: Path, preset_name: str | None) -> Source:
+    _, metadata = _read_safetensors(folder / "codebooks.safetensors")
+    try:
+        configs = {name: config_from_json(json.dumps(value)) for name, value in json.loads(metadata["configs"]).items()}
+    except (ConfigError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the configurations in {folder} are of another version: {error}") from error
+    if preset_name is None and len(configs) == 1:
+        preset_name = next(iter(configs))
+    if preset_name not in configs:
+        wanted = f"not {preset_name}" if preset_name else "say which one to load"
+        raise CheckpointError(f"{folder} serves the presets {', '.join(configs)}; {wanted}")
+    return Source(configs[preset_name], "native", folder)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Open one native file; its tensors stay on disk until they are used."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing; native weights are {', '.join(f'{name}.safetensors' for name in FILES)}"
+        )
+    try:
+        with safe_open(path, framework="pt") as opened:
+            file: Any = opened
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+        seen = f"{metadata.get('format')!r} version {metadata.get('version')!r}"
+        raise CheckpointError(f"{path} has the format {seen}; this package reads {FORMAT!r} version {VERSION!r}")
+    missing = {"configs", "sha256", *(_LINKS.values() if path.stem == "codebooks" else ())} - set(metadata)
+    if missing:
+        raise CheckpointError(f"{path} lacks the metadata {sorted(missing)}; write it again")
+    return tensors, metadata
+
+
+def _read_native(source: Source, wanted: set[str]) -> Iterator[tuple[tuple[Rule, ...], Mapping[str, Tensor]]]:
+    folder = source.folder or WEIGHTS
+    _, links = _read_safetensors(folder / "codebooks.safetensors")
+    for name, components in FILES.items():
+        if not wanted & set(components):
+            continue
+        tensors, metadata = _read_safetensors(folder / f"{name}.safetensors")
+        seen, expected = _digest(tensors), links[_LINKS.get(name, "sha256")]
+        if not seen == metadata["sha256"] == expected:
+            raise CheckpointError(
+                f"{folder / name}.safetensors is damaged, or of another set of files: the SHA-256 of its tensors is "
+                f"{seen}, {expected} was expected; fetch or convert it again"
+            )
+        yield _native_rules(source.config.token_rate), tensors

@@ -1,0 +1,330 @@
+"""SemantiCodec: samples to codes and codes to samples.
+
+Everything works in windows of a fixed shape, each a function of its own input alone (and, in mini's decoder, of the
+latents just before it), so that a file, a batch and a stream give the same codes and the same sound.
+B rows, n_q = 2 (semantic, acoustic), F frames, S samples at 16 kHz, D channels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import checkpoints
+from .audio import FBANK_LOOKAHEAD, PADDING_ROW, checked, fbank, resample
+from .config import BANDS, COLUMN, DEFAULT_PRESET, SAMPLE_RATE, CodecConfig, TokenRate
+from .diffusion import SamplerOptions
+from .errors import AudioError, CodesError, ConfigError
+from .model import MISSING, CodecModel
+from .nn.quantize import nearest, stack
+from .windows import decode_crossfade, decode_prefix
+
+Parts = Literal["all", "encoder", "decoder"]
+Streams = Literal["both", "semantic", "acoustic"]
+COLUMNS_AT_ONCE = 256
+"""Patch columns that one call of a network may see: 4 official windows, 42 of mini's."""
+
+
+class SemantiCodec:
+    """A codec for speech, music and any sound at 0.3 to 1.4 kbps.
+
+    Source: SemantiCodec (Liu et al., 2024).  Differences from the published implementation, all tested: lengths are
+    exact, windows do not depend on the rest of the file, none is spent on padding alone, noise follows from a seed.
+    """
+
+    def __init__(
+        self,
+        token_rate: TokenRate = 100,
+        semantic_vocab_size: int = 16384,
+        *,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """Load an official preset by the published spelling; :meth:`from_pretrained` is the general way.
+
+        Args:
+            token_rate: 25, 50 or 100 tokens per second.
+            semantic_vocab_size: 4096, 8192, 16384 or 32768.
+            checkpoint_path: folder with the official files; None takes them from the hub.
+            device: where to compute.
+        """
+        name = f"semanticodec-{token_rate}-{semantic_vocab_size}"
+        source = checkpoints.locate(name) if checkpoint_path is None else checkpoints.locate(checkpoint_path, name)
+        self._load(source, "all", torch.device(device), torch.float32)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | os.PathLike[str] = DEFAULT_PRESET,
+        *,
+        preset: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        parts: Parts = "all",
+    ) -> SemantiCodec:
+        """Load a codec.
+
+        Args:
+            name_or_folder: a preset ("mini-100", "semanticodec-50-8192"), or a folder in the official or our layout.
+            preset: which preset to take from a folder that holds several.
+            device: where to compute.
+            dtype: of the weights.
+            parts: "encoder" or "decoder" loads only that half.
+
+        Raises:
+            CheckpointError: weights are missing, damaged or of another architecture.
+            ConfigError: no preset has that name.
+        """
+        codec = cls.__new__(cls)
+        codec._load(checkpoints.locate(name_or_folder, preset), parts, torch.device(device), dtype)
+        return codec
+
+    def _load(self, source: checkpoints.Source, parts: Parts, device: torch.device, dtype: torch.dtype) -> None:
+        with torch.device("meta"):
+            model = CodecModel(source.config, encoder=parts != "decoder", decoder=parts != "encoder")
+        checkpoints.load(model, source, device=device, dtype=dtype)
+        self._adopt(source.config, model)
+        self._source = source
+
+    def _adopt(self, config: CodecConfig, model: CodecModel) -> None:
+        self.config = config
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_model(cls, config: CodecConfig, model: CodecModel) -> SemantiCodec:
+        """Wrap modules that are already filled (training, tests)."""
+        codec = cls.__new__(cls)
+        codec._adopt(config, model)
+        return codec
+
+    @property
+    def weights_hash(self) -> str:
+        """SHA-256 (hexadecimal) of what determines decoding: codebooks and decoder."""
+        return checkpoints.weights_hash(self._source)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.codebooks.semantic.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self.model.codebooks.semantic.dtype
+
+    # --- encoding -------------------------------------------------------------------------------------------------
+
+    @overload
+    def encode(self, wave: Tensor | np.ndarray, sample_rate: int) -> Tensor: ...
+    @overload
+    def encode(self, wave: Sequence[Tensor], sample_rate: int) -> list[Tensor]: ...
+
+    def encode(self, wave: Tensor | np.ndarray | Sequence[Tensor], sample_rate: int) -> Tensor | list[Tensor]:
+        """Turn samples into codes.
+
+        Args:
+            wave: samples in [-1, 1]: ``[S]``; ``[B, S]``, one row per recording (or per channel); ``[B, C, S]``, whose
+                channels are averaged; or a sequence of ``[S]`` of different lengths.
+            sample_rate: of ``wave`` in Hz; anything but 16000 is resampled.
+
+        Returns:
+            Codes int64 ``[B, 2, F]`` on the codec's device, row 0 semantic and row 1 acoustic,
+            ``F = config.frames(ceil(S * 16000 / sample_rate))``; for a sequence, a list of ``[1, 2, F]``.
+
+        Raises:
+            AudioError: no samples, NaN or infinite samples, or a shape that is none of these.
+            ConfigError: the encoder half was not loaded.
+        """
+        if isinstance(wave, Sequence):
+            return [codes[None] for codes in self._encode([_mono16k(row, sample_rate)[0] for row in wave])]
+        return torch.stack(self._encode(list(_mono16k(wave, sample_rate))))
+
+    def features(self, wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
+        """Compute the continuous AudioMAE features that the codes quantise.
+
+        Args:
+            wave: as in :meth:`encode`.
+            sample_rate: of ``wave`` in Hz.
+
+        Returns:
+            float ``[B, columns * 8, dim]``, time-major: entry ``8 t + f`` is the patch at step t, band f;
+            ``dim`` is 768 for official presets.
+
+        Raises:
+            AudioError: as :meth:`encode`.
+        """
+        rows = []
+        for row in _mono16k(wave, sample_rate):
+            patches = torch.cat([self._patches(chunk) for chunk in _chunks(self._windows(row), self._windows_at_once)])
+            columns = self.config.columns(self.config.frames(len(row)))
+            rows.append(patches.flatten(0, 1)[: columns * BANDS])
+        return torch.stack(rows)
+
+    @property
+    def _windows_at_once(self) -> int:
+        return max(1, COLUMNS_AT_ONCE // self.config.encoder.mae.columns)
+
+    def _encode(self, rows: list[Tensor]) -> list[Tensor]:
+        """Encode rows ``[S]`` of any lengths to codes ``[2, F]``, pooling their windows."""
+        per_window = self.config.coded_columns // self.config.stack[0] * self.config.group
+        pieces: list[Tensor] = []
+        windows = (window for row in rows for window in self._windows(row))
+        for chunk in _chunks(windows, self._windows_at_once):
+            pieces += self.encode_windows(chunk)
+        results, first = [], 0
+        for row in rows:
+            frames = self.config.frames(len(row))
+            last = first + -(-frames // per_window)
+            results.append(torch.cat(pieces[first:last], 1)[:, :frames])
+            first = last
+        return results
+
+    def _windows(self, row: Tensor) -> Iterator[Tensor]:
+        """Cut samples ``[S]`` into the filter banks of the encoder's windows, ``[columns * 16, 128]`` each."""
+        context = self.config.encoder.context * COLUMN
+        count = -(-len(row) // self.config.block)
+        padded = functional.pad(row, (context, count * self.config.block - len(row) + FBANK_LOOKAHEAD))
+        for index in range(count):
+            start = index * self.config.block
+            rows = fbank(padded[start : start + context + self.config.block + FBANK_LOOKAHEAD])
+            if self.config.encoder.mask_padding and index == count - 1:
+                rows[-2:] = PADDING_ROW
+            yield rows
+
+    def _patches(self, windows: Tensor) -> Tensor:
+        """Run AudioMAE on windows and keep the coded columns: ``[N, rows, 128]`` to ``[N, columns * 8, D]``."""
+        if self.model.mae is None:
+            raise ConfigError("only the decoder half is loaded; use parts='all' or 'encoder' to encode")
+        with torch.inference_mode():
+            features: Tensor = self.model.mae(windows.to(self.device, self.dtype))
+        return features[:, self.config.encoder.context * BANDS :]
+
+    def encode_windows(self, windows: Tensor) -> Tensor:
+        """Turn filter banks ``[N, columns * 16, 128]`` of single windows into codes ``[N, 2, F]``."""
+        patches = self._patches(windows)
+        with torch.inference_mode():
+            features = stack(patches, self.config.stack)
+            books = self.model.codebooks
+            semantic = nearest(features, books.semantic)
+            padding = self._padding(windows, features.shape[1]) if self.config.encoder.mask_padding else None
+            assert self.model.residual is not None  # the two come together, and _patches has seen the other
+            residual = self.model.residual(features, books.semantic[semantic], padding)
+            return torch.stack([semantic, nearest(residual, books.acoustic, root=True)], 1)
+
+    def _padding(self, windows: Tensor, frames: int) -> Tensor:
+        """Mark the frames after the last filter-bank row that is not constant, bool ``[N, frames]`` (spec 3.1)."""
+        alive = windows.std(-1) > 1e-7
+        rows = alive.shape[1]
+        last = (alive * torch.arange(1, rows + 1, device=alive.device)).amax(1)
+        first_padded = -(-(last * frames) // rows)
+        return (torch.arange(frames, device=alive.device) >= first_padded[:, None]).to(self.device)
+
+    # --- decoding -------------------------------------------------------------------------------------------------
+
+    def decode(
+        self,
+        codes: Tensor | np.ndarray,
+        *,
+        seed: int = 0,
+        length: int | None = None,
+        options: SamplerOptions | None = None,
+        streams: Streams = "both",
+    ) -> Tensor:
+        """Turn codes into samples.
+
+        Args:
+            codes: int ``[B, 2, F]``; -1 marks a code that is missing and is filled in by the model.
+            seed: of the decoder's noise; the same seed, codes, weights and options give the same samples, row by row.
+            length: samples to return at 16 kHz; None returns the whole last group.
+            options: solver, steps, guidance; None takes the preset's.
+            streams: "semantic" or "acoustic" ignores the other stream.
+
+        Returns:
+            float32 ``[B, length]`` at 16 kHz on the codec's device.
+
+        Raises:
+            CodesError: wrong shape, dtype or range, or ``length`` is more than the codes stand for.
+            ConfigError: the decoder half was not loaded.
+        """
+        checked_codes = self._checked(codes, streams)
+        whole = self.config.samples(checked_codes.shape[2])
+        if length is not None and not 0 <= length <= whole:
+            raise CodesError(f"{length} samples asked for; {checked_codes.shape[2]} frames stand for {whole}")
+        pieces = list(self._decode([checked_codes], seed, options or SamplerOptions()))
+        return torch.cat(pieces, 1)[:, : whole if length is None else length]
+
+    def iter_decode(
+        self, codes: Iterable[Tensor | np.ndarray], *, seed: int = 0, options: SamplerOptions | None = None
+    ) -> Iterator[Tensor]:
+        """Decode a long recording piece by piece in constant memory.
+
+        Args:
+            codes: consecutive pieces ``[B, 2, F]`` of any length in whole groups (only the last may end within one).
+            seed: as in :meth:`decode`.
+            options: as in :meth:`decode`.
+
+        Yields:
+            Consecutive samples ``[B, S]``; together they are what :meth:`decode` returns for all codes at once.
+        """
+        yield from self._decode((self._checked(piece, "both") for piece in codes), seed, options or SamplerOptions())
+
+    def _decode(self, pieces: Iterable[Tensor], seed: int, options: SamplerOptions) -> Iterator[Tensor]:
+        if self.config.decoder.join == "prefix":
+            return decode_prefix(self.model, pieces, seed, options)
+        at_once = max(1, COLUMNS_AT_ONCE // self.config.decoder.columns)
+        return decode_crossfade(self.model, pieces, seed, options, at_once)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Return code embeddings ``[B, F, acoustic_dim + feature_dim]`` (acoustic first), zeros for missing codes."""
+        return self.model.embed(codes.to(self.device))
+
+    def _checked(self, codes: Tensor | np.ndarray, streams: Streams) -> Tensor:
+        if self.model.latent is None:
+            raise ConfigError("only the encoder half is loaded; use parts='all' or 'decoder' to decode")
+        codes = torch.as_tensor(codes)
+        if codes.ndim != 3 or codes.shape[1] != 2 or not codes.shape[2] or codes.is_floating_point():
+            raise CodesError(f"codes must be integers [batch, 2, frames], seen {codes.dtype} {tuple(codes.shape)}")
+        codes = codes.to(self.device, torch.int64)
+        for name, stream, size in zip(
+            ("semantic", "acoustic"), codes.unbind(1), self.config.codebook_sizes, strict=True
+        ):
+            low, high = int(stream.min()), int(stream.max())
+            if low < MISSING or high >= size:
+                raise CodesError(
+                    f"{name} codes span {low}..{high}; {self.config.name} knows 0..{size - 1} (-1: missing)"
+                )
+        if streams != "both":
+            keep = torch.tensor([streams == "semantic", streams == "acoustic"], device=codes.device)
+            codes = torch.where(keep[:, None], codes, MISSING)
+        return codes
+
+
+def _mono16k(wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
+    """Return checked rows ``[B, S]`` at 16 kHz on the CPU."""
+    wave = torch.as_tensor(wave)
+    if not wave.is_floating_point():
+        raise AudioError(
+            f"samples must be floating point in [-1, 1], seen {wave.dtype}; divide integers by their range"
+        )
+    wave = wave.detach().to("cpu", torch.float32)
+    if not 1 <= wave.ndim <= 3 or 0 in wave.shape:
+        raise AudioError(f"samples must be [S], [B, S] or [B, C, S] and not empty, seen {tuple(wave.shape)}")
+    wave = checked(wave)
+    if wave.ndim == 1:
+        wave = wave[None]
+    if wave.ndim == 3:
+        wave = wave.mean(1)
+    return resample(wave, sample_rate, SAMPLE_RATE)
+
+
+def _chunks(items: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+    """Stack consecutive items, ``size`` at a time."""
+    while group := list(itertools.islice(items, size)):
+        yield torch.stack(group)

@@ -1,0 +1,319 @@
+"""Schedules, denoisers, guidance and samplers of the diffusion core.
+
+Notation follows the papers: ``x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise`` for t = 0 (nearly clean) to
+T - 1 (nearly pure noise).  A sampler sees the network only as a :data:`Denoiser` ``D(x_t, t) -> x0``; what the network
+really predicts (v or noise) and how it is guided are wrappers around it.  A sampler walks a :class:`Path`, a value that
+says where to evaluate and where to land, and takes its random numbers from a :data:`Draw`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import ScheduleConfig
+from .errors import ConfigError
+
+Network = Callable[[Tensor, int], Tensor]
+"""(x_t [B, ...], t) -> the network's raw prediction, v or noise [B, ...]."""
+Denoiser = Callable[[Tensor, int], Tensor]
+"""(x_t [B, ...], t) -> estimate of x0 [B, ...]."""
+Draw = Callable[[int], Tensor]
+"""Solver step (or :data:`INITIAL`) -> standard normal noise shaped like the latents."""
+
+INITIAL = -1
+"""The step whose noise is the starting point x_T; solver steps count from 0."""
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The forward process: ``alpha_bar[t]`` is the share of signal variance left at timestep t.
+
+    Values are those of float32 numbers, which is what checkpoints hold.
+    """
+
+    alpha_bar: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        edges = (1.0, *self.alpha_bar)
+        if len(edges) < 2 or min(edges) < 0 or not all(a > b for a, b in itertools.pairwise(edges)):
+            raise ConfigError("alpha_bar must fall strictly from below 1 to no less than 0; check the betas")
+
+    def __len__(self) -> int:
+        return len(self.alpha_bar)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return x_t for latents x0 [B, ...], noise of the same shape and timesteps t int64 [B]."""
+        signal, sigma = self._scales(t, x0)
+        return signal * x0 + sigma * noise
+
+    def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return the v-prediction target ``sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0``; shapes as `add_noise`."""
+        signal, sigma = self._scales(t, x0)
+        return signal * noise - sigma * x0
+
+    def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_bar = torch.tensor(self.alpha_bar, device=t.device)[t].reshape(-1, *[1] * (like.ndim - 1))
+        return alpha_bar.sqrt().to(like), (1 - alpha_bar).sqrt().to(like)
+
+
+def linear_schedule(config: ScheduleConfig) -> Schedule:
+    """Return the schedule whose betas are linear in their square roots.
+
+    Source: latent diffusion's "linear"; float64 arithmetic rounded once to float32, as the published buffers are.
+    """
+    betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.steps) ** 2
+    return Schedule(tuple(np.cumprod(1 - betas).astype(np.float32).tolist()))
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where a sampler goes: evaluate at ``timesteps[i]``, move from ``alpha_bar[i]`` to ``alpha_bar[i + 1]``."""
+
+    timesteps: tuple[int, ...]
+    alpha_bar: tuple[float, ...]
+
+
+def power_path(schedule: Schedule, steps: int) -> Path:
+    """Return exactly ``steps`` distinct timesteps, denser towards the clean signal, on which the path lands.
+
+    The timesteps follow the power 3/2 of an even spacing, from the last one (so that pure noise is the right start)
+    close to 0 (so that the final jump is short).  On Gaussian mixtures, whose denoiser is known exactly,
+    DPM-Solver++(2M) comes more than twice as close to the exact solution at 8 steps as on evenly spaced timesteps.
+
+    Raises:
+        ConfigError: ``steps`` is not in 1..len(schedule).
+    """
+    _check_steps(schedule, steps)
+    last = len(schedule) - 1
+    timesteps: list[int] = []
+    for k in range(steps):
+        t = round(last * ((k + 0.5) / (steps - 0.5)) ** 1.5)
+        timesteps.append(max(t, timesteps[-1] + 1) if timesteps else t)
+    return _path(schedule, reversed(timesteps), 1.0)
+
+
+def published_path(schedule: Schedule, steps: int) -> Path:
+    """Return the published samplers' path: every c-th timestep from 1 up, c = len(schedule) // steps, landing on 0.
+
+    It has ``ceil(len(schedule) / c)`` steps, not always the number asked for (30 gives 31), starts below the noisiest
+    timestep and stops short of the clean signal.  Where the published code runs past the end of its tables (3, 9, 27,
+    36, 37, 101..111, 251..333 and more than 500 steps) the timestep that does not exist is left out.
+
+    Raises:
+        ConfigError: ``steps`` is not in 1..len(schedule).
+    """
+    _check_steps(schedule, steps)
+    return _path(schedule, reversed(range(1, len(schedule), len(schedule) // steps)), schedule.alpha_bar[0])
+
+
+def _check_steps(schedule: Schedule, steps: int) -> None:
+    if not 1 <= steps <= len(schedule):
+        raise ConfigError(f"{steps} solver steps asked for; choose from 1 to {len(schedule)}")
+
+
+def _path(schedule: Schedule, timesteps: Iterable[int], end: float) -> Path:
+    timesteps = tuple(timesteps)
+    return Path(timesteps, (*(schedule.alpha_bar[t] for t in timesteps), end))
+
+
+def from_v(network: Network, schedule: Schedule) -> Denoiser:
+    """Return the denoiser of a network that predicts v."""
+
+    def denoise(x: Tensor, t: int) -> Tensor:
+        alpha_bar = schedule.alpha_bar[t]
+        return math.sqrt(alpha_bar) * x - math.sqrt(1 - alpha_bar) * network(x, t).to(x)
+
+    return denoise
+
+
+def from_eps(network: Network, schedule: Schedule) -> Denoiser:
+    """Return the denoiser of a network that predicts the noise.
+
+    Raises:
+        ConfigError: the schedule ends in pure noise, where the noise says nothing about the signal.
+    """
+    if schedule.alpha_bar[-1] == 0:
+        raise ConfigError("a noise-predicting network cannot start where alpha_bar is 0; use v-prediction")
+
+    def denoise(x: Tensor, t: int) -> Tensor:
+        alpha_bar = schedule.alpha_bar[t]
+        return (x - math.sqrt(1 - alpha_bar) * network(x, t).to(x)) / math.sqrt(alpha_bar)
+
+    return denoise
+
+
+def guided(
+    network: Callable[[Tensor, int, C], Tensor],
+    conditional: C,
+    unconditional: C,
+    scale: float,
+    join: Callable[[C, C], C],
+) -> Network:
+    """Return the network under classifier-free guidance, both branches evaluated as one batch.
+
+    Args:
+        network: (x [B, ...], t, conditioning of B rows) -> prediction or x0; guidance commutes with either reading.
+        conditional: conditioning of B rows.
+        unconditional: what to steer away from, B rows.
+        scale: 1 is plain conditional sampling and evaluates nothing else.
+        join: stacks (conditional, unconditional) into the conditioning of 2B rows; called once.
+
+    Returns:
+        (x [B, ...], t) -> ``unconditional + scale * (conditional - unconditional)``.
+    """
+    if scale == 1.0:
+        return lambda x, t: network(x, t, conditional)
+    both = join(conditional, unconditional)
+
+    def predict(x: Tensor, t: int) -> Tensor:
+        toward, away = network(torch.cat((x, x)), t, both).chunk(2)
+        return away + scale * (toward - away)
+
+    return predict
+
+
+def noise(seed: int, window: int, step: int, shape: tuple[int, ...]) -> Tensor:
+    """Draw standard normal noise on the CPU as a pure function of its arguments.
+
+    Args:
+        seed: 0 <= seed < 2**64.
+        window: absolute index of the window since the start of the file or stream, 0 <= window < 2**64.
+        step: solver step, or :data:`INITIAL` for the starting point.
+        shape: shape of one window's latents (rows of a batch are drawn one by one, each under its own window).
+
+    Returns:
+        float32 tensor.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    if not (0 <= seed < 2**64 and 0 <= window < 2**64 and INITIAL <= step < 2**32):
+        raise ConfigError(f"noise(seed={seed}, window={window}, step={step}): seed and window must be in 0..2**64-1")
+    # Philox is a keyed counter: distinct counter words are disjoint stretches of one stream, so nothing is hashed.
+    generator = np.random.Generator(
+        np.random.Philox(key=seed, counter=np.array((0, 0, step - INITIAL, window), np.uint64))
+    )
+    return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+
+
+def ddim(denoise: Denoiser, x: Tensor, draw: Draw, path: Path, eta: float) -> Tensor:
+    """Sample with DDIM.
+
+    Args:
+        denoise: estimates x0 from x_t; called once per timestep of the path.
+        x: where the path starts, [B, ...]; left unchanged.
+        draw: noise of steps 0, 1, ...; called only where some is added, so never for eta 0.
+        path: timesteps and where to land.
+        eta: share of fresh noise, from 0 (deterministic) to 1 (ancestral, as DDPM).
+
+    Returns:
+        x at the end of the path, [B, ...].
+
+    Source: Song et al. 2021 (arXiv 2010.02502), eq. 12 and 16; with `published_path` and eta 1 it is the published
+    decoder, which adds noise in its last step too.
+    """
+    for i, t in enumerate(path.timesteps):
+        a, a_next = path.alpha_bar[i : i + 2]
+        x0 = denoise(x, t)
+        eps = (x - math.sqrt(a) * x0) / math.sqrt(1 - a)
+        sigma = eta * math.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
+        x = math.sqrt(a_next) * x0 + math.sqrt(max(0.0, 1 - a_next - sigma**2)) * eps
+        if sigma > 0:
+            x = x + sigma * draw(i).to(x)
+    return x
+
+
+def dpmpp_2m(denoise: Denoiser, x: Tensor, draw: Draw, path: Path, eta: float) -> Tensor:
+    """Sample with DPM-Solver++(2M), or for eta > 0 with its stochastic variant SDE-DPM-Solver++(2M).
+
+    Takes and returns what :func:`ddim` does; at eta 1 the noise per step is the same as there.
+
+    Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2 and eq. 18.  With h the step in log(alpha / sigma), ``q`` is
+    exp(-h); written in q the formulas hold from pure noise (alpha = 0) and to the clean signal (sigma = 0), both q = 0.
+    """
+    x0_last, h_last = x, math.inf
+    for i, t in enumerate(path.timesteps):
+        (alpha, sigma), (alpha_next, sigma_next) = ((math.sqrt(a), math.sqrt(1 - a)) for a in path.alpha_bar[i : i + 2])
+        q = alpha * sigma_next / (sigma * alpha_next)
+        h = -math.log(q) if q > 0 else math.inf
+        x0 = denoise(x, t)
+        # Extrapolating x0 needs two finite steps; the first step has no past, and an infinite one no midpoint.
+        d = x0 + h / (2 * h_last) * (x0 - x0_last) if h < math.inf else x0
+        x = sigma_next / sigma * q**eta * x + alpha_next * (1 - q ** (1 + eta)) * d
+        spread = sigma_next * math.sqrt(1 - q ** (2 * eta))
+        if spread > 0:
+            x = x + spread * draw(i).to(x)
+        x0_last, h_last = x0, h
+    return x
+
+
+SAMPLERS: dict[str, Callable[[Denoiser, Tensor, Draw, Path, float], Tensor]] = {"ddim": ddim, "dpmpp_2m": dpmpp_2m}
+PATHS: dict[str, Callable[[Schedule, int], Path]] = {"power": power_path, "published": published_path}
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """What a caller may turn per call; ``None`` means the preset's own value.
+
+    Args:
+        sampler: "dpmpp_2m" (DPM-Solver++(2M)) or "ddim".
+        steps: network evaluations, at least 1.
+        guidance: classifier-free guidance scale; 1 is none.
+        eta: share of fresh noise per step in [0, 1]; 0 is deterministic given the starting noise.
+        path: "power" runs exactly ``steps`` steps; "published" reproduces the published timesteps.
+
+    Raises:
+        ConfigError: a value is unknown or out of range.
+    """
+
+    sampler: Literal["dpmpp_2m", "ddim"] = "dpmpp_2m"
+    steps: int | None = None
+    guidance: float | None = None
+    eta: float = 0.0
+    path: Literal["power", "published"] = "power"
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ConfigError(f"no sampler is called {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
+        if self.path not in PATHS:
+            raise ConfigError(f"no path is called {self.path!r}; choose one of {', '.join(PATHS)}")
+        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
+            raise ConfigError(f"{self.steps!r} solver steps asked for; a whole number from 1 up is needed")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ConfigError(f"guidance is {self.guidance}; a finite number is needed (1 is none)")
+        if not 0 <= self.eta <= 1:
+            raise ConfigError(f"eta is {self.eta}; choose from 0 (deterministic) to 1 (all noise drawn afresh)")
+
+
+PUBLISHED = SamplerOptions(sampler="ddim", steps=50, guidance=2.0, eta=1.0, path="published")
+"""What the published decoder does."""
+
+
+def sample(denoise: Denoiser, draw: Draw, schedule: Schedule, options: SamplerOptions, *, steps: int) -> Tensor:
+    """Sample latents from noise.
+
+    Args:
+        denoise: the (guided) denoiser; ``options.guidance`` is applied by whoever builds it, with :func:`guided`.
+        draw: noise of each step; its first call is ``draw(INITIAL)``, on the device and in the dtype to work in.
+        schedule: the forward process the network was trained on.
+        options: the caller's dials.
+        steps: the preset's number of steps, for ``options.steps`` of None.
+
+    Returns:
+        x0 latents, shaped like the noise.
+
+    Raises:
+        ConfigError: more steps than the schedule has.
+    """
+    path = PATHS[options.path](schedule, steps if options.steps is None else options.steps)
+    return SAMPLERS[options.sampler](denoise, draw(INITIAL), draw, path, options.eta)

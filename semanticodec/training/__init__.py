@@ -1,0 +1,1 @@
+"""Training of the mini model: ``python -m semanticodec.training --help``."""

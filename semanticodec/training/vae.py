@@ -1,0 +1,93 @@
+"""Stage 3: the KL autoencoder of the log-mel spectrogram.  B batch, T mel rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from ..audio import log_mel
+from ..config import HOP, LATENT_ROWS, PATCH, CodecConfig
+from ..nn.vae import AutoencoderKL
+from .data import Corpus, Crops
+from .loop import Logs, RunOptions, adamw, descend, mean_logs
+
+KL_WEIGHT = 2e-4
+"""Small: the latent must carry the sound, and diffusion needs it only roughly at unit scale."""
+
+
+class VAELoss(nn.Module):
+    """Reconstruction and KL terms of one batch."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean absolute error, KL per latent value, and the reconstruction of ``mel`` ``[B, 1, T, 64]``."""
+        mean, logvar = self.vae.encode(mel)
+        picture = self.vae.decode(mean + (0.5 * logvar).exp() * noise)
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return (picture - mel).abs().mean(), kl, picture
+
+
+class VAEStage:
+    """Train the autoencoder on crops as long as the decoder's windows."""
+
+    name = "vae"
+
+    def __init__(self, corpus: Corpus, config: CodecConfig, options: RunOptions) -> None:
+        self.options = options
+        self.raw: nn.Module = VAELoss(AutoencoderKL(config.decoder.vae))
+        self.channels = config.decoder.vae.latent_channels
+        length = config.decoder.columns * PATCH * HOP
+        self.crops = Crops(corpus, length, options.batch, seed=options.seed + 10)
+        self.held_out = Crops(corpus, length, 64, seed=1, held_out=True)
+
+    def setup(self, fabric: Fabric) -> None:
+        """Wrap the model and its optimiser."""
+        self.fabric = fabric
+        self.raw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.options.compile:
+            self.raw.compile()
+        self.model, self.optimizer = fabric.setup(self.raw, adamw(self.raw, self.options.learning_rate))
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return the optimiser."""
+        return [self.optimizer]
+
+    def state(self) -> dict[str, Any]:
+        """Return the model and the optimiser."""
+        return {"model": self.raw, "optimizer": self.optimizer}
+
+    def _run(self, wave: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mel = log_mel(wave.to(self.fabric.device))[:, None]
+        shape = (len(mel), self.channels, mel.shape[2] // LATENT_ROWS, mel.shape[3] // LATENT_ROWS)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(mel.device)
+        return (*self.model(mel, noise), mel)
+
+    def step(self, fabric: Fabric, index: int, progress: float) -> Logs:
+        """Take one step."""
+        del progress
+        error, kl, _, _ = self._run(self.crops(index, fabric.global_rank), index)
+        descend(fabric, error + KL_WEIGHT * kl, self.model, self.optimizer)
+        return {"mel_l1": error.detach(), "kl": kl.detach()}
+
+    def evaluate(self) -> Logs:
+        """Return held-out mel L1 (nats) and KL."""
+
+        def one(index: int) -> Logs:
+            error, kl, _, _ = self._run(self.held_out(index), index)
+            return {"mel_l1": error, "kl": kl}
+
+        return mean_logs(one, 4)
+
+    def examples(self, writer: SummaryWriter, index: int) -> None:
+        """Write eight mel spectrograms above their reconstructions."""
+        with torch.no_grad():
+            _, _, picture, mel = self._run(self.held_out(0)[:8], 0)
+        image = torch.cat([mel, picture], 3)[:, 0].reshape(1, -1, 2 * mel.shape[3]).mT
+        writer.add_image("mel and reconstruction", ((image.cpu() + 11.5) / 13).clamp(0, 1), index)

@@ -1,0 +1,262 @@
+"""How windows of codes become one continuous sound: cross-faded (official) or each given the latents before it (mini).
+
+B rows, F frames, D channels, T latent steps, M mel rows, S samples at 16 kHz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .config import COLUMN, HOP, LATENT_ROWS, MEL_BINS, PATCH, CodecConfig, GridConditioning
+from .diffusion import Draw, SamplerOptions, noise
+from .latent import Conditioning, Known, LatentDiffusion
+from .model import MISSING, CodecModel
+from .nn.conditioners import ContextConditioner, GridConditioner
+from .nn.vocos import Vocos
+
+SILENCE = -11.512925464970229
+"""Log-mel of digital silence, ln(1e-5)."""
+STEPS = PATCH // LATENT_ROWS
+"""Latent steps per patch column."""
+
+
+def draw_windows(config: CodecConfig, seed: int, windows: list[int], device: torch.device) -> Draw:
+    """Return the noise of rows that stand for the given window indices; one index per row."""
+    decoder = config.decoder
+    shape = (decoder.vae.latent_channels, decoder.columns * STEPS, MEL_BINS // LATENT_ROWS)
+
+    def draw(step: int) -> Tensor:
+        distinct = {window: noise(seed, window, step, shape) for window in set(windows)}
+        return torch.stack([distinct[window] for window in windows]).to(device)
+
+    return draw
+
+
+# --- cross-fade ---------------------------------------------------------------------------------------------------
+
+
+def decode_crossfade(
+    model: CodecModel, pieces: Iterable[Tensor], seed: int, options: SamplerOptions, at_once: int
+) -> Iterator[Tensor]:
+    """Decode windows independently, ``at_once`` rows per network call, and fade each into the next.
+
+    Args:
+        model: with its decoder half.
+        pieces: consecutive codes ``[B, 2, F]``.
+        seed: of the noise.
+        options: the caller's dials.
+        at_once: windows per call of the networks.
+
+    Yields:
+        Consecutive samples ``[B, S]``.
+
+    Source: the published windows (spec 4.1) and linear ramps (4.7).  The 32 samples that the published vocoder adds to
+    every window are cut, so that windows lie exactly 9.6 s apart and nothing drifts.
+    """
+    config = model.config
+    fade = config.decoder.overlap * COLUMN
+    ramp = torch.linspace(0, 1, fade, dtype=torch.float64)
+    tail: Tensor | None = None
+    index = 0
+    for group in _grouped(_overlapping(pieces, config.window_frames, config.hop_frames), at_once):
+        batch = len(group[0])
+        for wave in generate_windows(model, group, range(index, index + len(group)), seed, options, at_once).split(
+            batch
+        ):
+            head = wave[:, :fade]
+            if tail is not None:
+                rising = ramp.to(head)
+                head = head * rising + tail * rising.flip(0)
+            yield torch.cat([head, wave[:, fade:-fade]], 1)
+            tail = wave[:, -fade:]
+        index += len(group)
+    if tail is not None:
+        yield tail
+
+
+def generate_windows(
+    model: CodecModel, codes: list[Tensor], windows: Iterable[int], seed: int, options: SamplerOptions, at_once: int
+) -> Tensor:
+    """Decode single windows of codes (each ``[B, 2, F]``) to samples ``[len(codes) * B, window]``, window-major."""
+    config, latent, conditioner = model.config, _decoder(model), model.conditioner
+    assert isinstance(conditioner, ContextConditioner)
+    rows: list[tuple[int, Tensor]] = [
+        (window, row) for window, batch in zip(windows, codes, strict=True) for row in batch.split(1)
+    ]
+    waves = []
+    with torch.inference_mode():
+        for first in range(0, len(rows), at_once):
+            part = rows[first : first + at_once]
+            context = torch.cat([conditioner(model.embed(row)) for _, row in part])
+            empty = conditioner(torch.zeros_like(context[..., : -conditioner.positions.shape[1]]))
+            conditioning, unconditional = (Conditioning(contexts=((c, None),)) for c in (context, empty))
+            draw = draw_windows(config, seed, [window for window, _ in part], context.device)
+            latents = latent.generate(conditioning, unconditional, draw, options)
+            waves += [latent.wave(latent.mel(z)) for z in latents.split(1)]
+    return torch.cat(waves)
+
+
+def _overlapping(pieces: Iterable[Tensor], window: int, hop: int) -> Iterator[Tensor]:
+    """Cut codes into windows; the last one is what is left, and never only frames that the one before already had."""
+    held: Tensor | None = None
+    for piece in pieces:
+        held = piece if held is None else torch.cat([held, piece], 2)
+        while held.shape[2] > window:
+            yield held[:, :, :window]
+            held = held[:, :, hop:]
+    if held is not None:
+        yield held
+
+
+def _grouped(items: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    group: list[Tensor] = []
+    for item in items:
+        group.append(item)
+        if len(group) * len(item) >= size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+# --- prefix -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Past:
+    """All that a prefix decoder remembers between blocks; a value, owned by whoever decodes.
+
+    Args:
+        features: grid ``[B, channels, overlap steps, 16]`` of the codes just before the block.
+        latents: their latents ``[B, C, overlap steps, 16]``.
+        present: bool ``[B]``, false where nothing came before.
+        mel: the rows ``[B, M, 64]`` that the vocoder still needs.
+        window: index of the next block.
+    """
+
+    features: Tensor
+    latents: Tensor
+    present: Tensor
+    mel: Tensor
+    window: int
+
+
+def vocoder_margins(model: CodecModel) -> tuple[int, int]:
+    """Return how many mel rows the vocoder of a prefix decoder looks (back, ahead)."""
+    vocoder = _decoder(model).vocoder
+    assert isinstance(vocoder, Vocos)
+    return vocoder.history, vocoder.lookahead
+
+
+def begin(model: CodecModel, batch: int) -> Past:
+    """Return the state of ``batch`` rows before any sound: silence."""
+    config, latent = model.config, _decoder(model)
+    steps = config.decoder.overlap * STEPS
+    device, dtype = latent.scale.device, latent.scale.dtype
+    back, ahead = vocoder_margins(model)
+    assert isinstance(config.decoder.conditioning, GridConditioning)
+    cells = MEL_BINS // LATENT_ROWS
+    return Past(
+        torch.zeros(batch, config.decoder.conditioning.channels, steps, cells, device=device, dtype=dtype),
+        torch.zeros(batch, config.decoder.vae.latent_channels, steps, cells, device=device),
+        torch.zeros(batch, dtype=torch.bool, device=device),
+        torch.full((batch, back + ahead, MEL_BINS), SILENCE, device=device),
+        0,
+    )
+
+
+def step(model: CodecModel, codes: Tensor, past: Past, seed: int, options: SamplerOptions) -> tuple[Tensor, Past]:
+    """Generate one block after ``past``.
+
+    Args:
+        model: with its decoder half.
+        codes: one block ``[B, 2, block frames]``.
+        past: from :func:`begin` or the step before.
+        seed: of the noise.
+        options: the caller's dials.
+
+    Returns:
+        Samples ``[B, block]``, which lag the codes by the vocoder's look-ahead, and the new state.
+    """
+    latent, conditioner = _decoder(model), model.conditioner
+    assert isinstance(conditioner, GridConditioner)
+    with torch.inference_mode():
+        features = model.embed(codes)
+        grid = conditioner(features)
+        empty = conditioner(torch.zeros_like(features))
+        known = Known(past.latents, past.present)
+        conditioning, unconditional = (
+            Conditioning(concat=torch.cat([past.features, part], 2)) for part in (grid, empty)
+        )
+        draw = draw_windows(model.config, seed, [past.window] * len(codes), grid.device)
+        latents = latent.generate(conditioning, unconditional, draw, options, known)
+        overlap = past.latents.shape[2]
+        mel = torch.cat([past.mel, latent.mel(latents).float()[:, overlap * LATENT_ROWS :]], 1)
+        wave = vocode(model, mel)
+        keep = past.mel.shape[1]
+        return wave, Past(
+            grid[:, :, -overlap:],
+            latents[:, :, -overlap:],
+            torch.ones_like(past.present),
+            mel[:, -keep:],
+            past.window + 1,
+        )
+
+
+def vocode(model: CodecModel, mel: Tensor) -> Tensor:
+    """Synthesise the rows of ``mel`` ``[B, M, 64]`` whose context is complete: ``[B, 160 * (M - back - ahead)]``."""
+    back, ahead = vocoder_margins(model)
+    wave = _decoder(model).wave(mel)
+    return wave[:, back * HOP : wave.shape[1] - ahead * HOP]
+
+
+def finish(model: CodecModel, past: Past) -> Tensor:
+    """Return the samples ``[B, lookahead]`` that still lag behind, as if silence followed."""
+    _, ahead = vocoder_margins(model)
+    with torch.inference_mode():
+        return vocode(model, functional.pad(past.mel, (0, 0, 0, ahead), value=SILENCE))
+
+
+def decode_prefix(model: CodecModel, pieces: Iterable[Tensor], seed: int, options: SamplerOptions) -> Iterator[Tensor]:
+    """Decode block after block.
+
+    Args:
+        model: with its decoder half.
+        pieces: consecutive codes ``[B, 2, F]``.
+        seed: of the noise.
+        options: the caller's dials.
+
+    Yields:
+        Consecutive samples ``[B, S]``, together as many as the codes stand for (rounded up to a block).
+    """
+    past: Past | None = None
+    behind = vocoder_margins(model)[1] * HOP
+    block = model.config.hop_frames
+    for codes in _blocks(pieces, block):
+        past = begin(model, len(codes)) if past is None else past
+        wave, past = step(model, functional.pad(codes, (0, block - codes.shape[2]), value=MISSING), past, seed, options)
+        yield wave[:, behind:] if past.window == 1 else wave
+    if past is not None:
+        yield finish(model, past)
+
+
+def _blocks(pieces: Iterable[Tensor], block: int) -> Iterator[Tensor]:
+    """Cut codes into blocks; the last may be short."""
+    held: Tensor | None = None
+    for piece in pieces:
+        held = piece if held is None else torch.cat([held, piece], 2)
+        while held.shape[2] > block:
+            yield held[:, :, :block]
+            held = held[:, :, block:]
+    if held is not None:
+        yield held
+
+
+def _decoder(model: CodecModel) -> LatentDiffusion:
+    assert model.latent is not None
+    return model.latent

@@ -1,0 +1,1 @@
+"""The streaming server of semanticodec (installed as ``semanticodec_server``)."""

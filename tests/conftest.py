@@ -1,0 +1,36 @@
+"""What all tests share: thread count, hypothesis profiles, and where the recorded reference outputs lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before torch is first imported: the same number of threads, and so the same summation order, on every machine.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# Models are slow at first use and machines are shared: no deadlines. In CI the same examples every time.
+settings.register_profile("local", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True, database=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """The folder of recorded outputs of the published implementation (``SEMANTICODEC_GOLDENS`` overrides it)."""
+    folder = Path(os.environ.get("SEMANTICODEC_GOLDENS", ROOT.parent / "shared" / "goldens" / "semanticodec"))
+    return folder if (folder / "synth.py").is_file() else ROOT / "tests" / "goldens"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    import golden  # not before torch's threads are set, nor by runs that need no torch
+
+    golden.report(terminalreporter)

@@ -1,0 +1,158 @@
+"""Reads the recorded data of the published models: synthetic weights, inputs, outputs (their README has the rules)."""
+
+import importlib.util
+import json
+import lzma
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from semanticodec.checkpoints import OFFICIAL_DECODER, OFFICIAL_ENCODER, apply_rules
+
+BOUND = 1e-4
+"""Largest allowed error of float32 results, relative to the recorded output's standard deviation."""
+
+
+class Goldens:
+    """The goldens folder (see the fixture ``goldens``) with its own ``synth.py`` loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.synth = _load(folder / "synth.py")
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Return the recorded arrays of ``<name>.npz``; skips the test where only a trimmed copy is at hand."""
+        path = self.folder / f"{name}.npz"
+        if not path.is_file():
+            pytest.skip(f"{self.folder} is a trimmed copy without {name}")
+        with np.load(path) as file:
+            return dict(file)
+
+    def entries(self, name: str) -> list[dict[str, Any]]:
+        """Return the entries of a manifest: key, shape and rule of every tensor of one published component."""
+        trimmed = self.folder / "manifests.json.xz"
+        if trimmed.is_file():
+            return json.loads(lzma.decompress(trimmed.read_bytes()))[name]
+        return self.synth.load_manifest(name)
+
+    def manifest(self, name: str, prefix: str) -> list[dict[str, Any]]:
+        """Return the entries of a manifest, their keys without the ``prefix`` that all of them have."""
+        entries = self.entries(name)
+        assert all(entry["key"].startswith(prefix) for entry in entries)
+        return [{"seed_key": entry["key"]} | entry | {"key": entry["key"][len(prefix) :]} for entry in entries]
+
+    def shapes(self, name: str, prefix: str) -> dict[str, tuple[int, ...]]:
+        """Return published key and shape of every tensor of a manifest."""
+        return {entry["key"]: tuple(entry["shape"]) for entry in self.manifest(name, prefix)}
+
+    def fill(self, module: nn.Module, name: str, prefix: str) -> None:
+        """Give ``module`` the synthetic weights of a manifest, which must be exactly its own tensors."""
+        module.load_state_dict({e["key"]: torch.from_numpy(self.synth.fill(e)) for e in self.manifest(name, prefix)})
+
+    def load(self, module: nn.Module, *names: str) -> None:
+        """Fill a codec (or its half) built on the meta device with manifests, by the checkpoints' own key map."""
+        wanted = {name for name, _ in module.named_children()}
+        state = {name: x for name, x in module.state_dict().items() if not x.is_meta}
+        for name in names:
+            encoder = name.startswith(("audiomae", "acoustic"))
+            rules = OFFICIAL_ENCODER if encoder else OFFICIAL_DECODER
+            for entry in self.entries(name):
+                published = {entry["key"]: torch.empty(entry["shape"], device="meta")}
+                for target, shape in apply_rules(rules, published, wanted)[0].items():
+                    state[target] = torch.from_numpy(self.synth.fill(entry)).reshape(shape.shape)
+        module.load_state_dict(state, strict=True, assign=True)
+
+    def normal(self, key: str, shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0) -> Tensor:
+        """Return the Gaussian input called ``key``."""
+        return torch.from_numpy(self.synth.normal(key, shape, mean, std))
+
+    def error(self, arrays: dict[str, np.ndarray], name: str, value: Tensor, samples: int) -> float:
+        """Return the largest deviation from a recorded tensor.
+
+        That is of the ``samples`` recorded values, relative to the tensor's standard deviation, and of the whole
+        tensor's L2 norm, relative to itself.
+        """
+        array = value.numpy()
+        assert array.shape == tuple(arrays[f"{name}.shape"]), name
+        stride = int(arrays.get(f"{name}.stride", 1))
+        seen = array.reshape(-1)[self.synth.sample_index(array.size, samples)[::stride]].astype(np.float64)
+        _, std, norm, _ = arrays[f"{name}.stats"]
+        point = np.abs(seen - arrays[f"{name}.sample"]).max() / max(std, 1e-12)
+        return float(max(point, abs(np.linalg.norm(array.astype(np.float64)) / max(norm, 1e-12) - 1)))
+
+    def signal(self, name: str) -> tuple[Tensor, int]:
+        """Return a test signal as the codec sees it, ``[channels, samples]``, and its sample rate."""
+        pcm = self.synth.signal_44k_stereo().T if name == "S44" else self.synth.signal(name)[None]
+        return torch.from_numpy(pcm / np.float32(32768)), 44_100 if name == "S44" else 16_000
+
+    @contextmanager
+    def watch(
+        self, arrays: dict[str, np.ndarray], modules: dict[str, nn.Module], samples: int
+    ) -> Iterator[dict[str, float]]:
+        """Collect, while a model runs, the errors of the outputs of its ``modules``, keyed by recorded name."""
+        errors: dict[str, float] = {}
+
+        # At once, because the model goes on to change some outputs in place.
+        def hook(name: str) -> Any:
+            return lambda _module, _args, output: errors.update({name: self.error(arrays, name, output, samples)})
+
+        handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+        try:
+            yield errors
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert errors.keys() == modules.keys()
+
+
+def check(request: pytest.FixtureRequest, errors: dict[str, float], bound: float = BOUND) -> None:
+    """Hold errors against the bound, and leave the largest to the parity report."""
+    worst = max(errors, key=lambda name: errors[name])
+    request.node.user_properties.append(("parity", (worst, errors[worst], bound)))
+    assert errors[worst] < bound, errors
+
+
+def check_equal(request: pytest.FixtureRequest, name: str, seen: np.ndarray, recorded: np.ndarray) -> None:
+    """Demand equal integers, and leave the share of different ones to the parity report."""
+    assert seen.shape == recorded.shape
+    different = float((seen != recorded).mean())
+    request.node.user_properties.append(("parity", (f"{name} ({seen.size} integers)", different, 0.0)))
+    assert different == 0
+
+
+def report(terminal: pytest.TerminalReporter) -> None:
+    """Print what the parity tests measured, the worst first."""
+    rows = [
+        (error, bound, test.nodeid.split("/")[-1], name)
+        for test in (*terminal.getreports("passed"), *terminal.getreports("failed"))
+        if test.when == "call"
+        for key, (name, error, bound) in test.user_properties
+        if key == "parity"
+    ]
+    if rows:
+        terminal.section("parity with the published implementation")
+        terminal.line("largest error relative to the recorded standard deviation (codes: share that differ)")
+    for error, bound, test, name in sorted(rows, reverse=True):
+        verdict = "pass" if error < bound or error == 0 else "FAIL"
+        terminal.line(f"{verdict}  {error:8.1e}  (bound {bound:.0e})  {test}: {name}")
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return key and shape of every tensor of a module."""
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("semanticodec_synth", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,406 @@
+"""The command line, end to end, with a tiny random model in the place of the shipped one."""
+
+import dataclasses
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner, Result
+
+from semanticodec import audio, checkpoints, cli, demo, wire
+from semanticodec.codec import SemantiCodec
+from semanticodec.config import CodecConfig, preset
+from semanticodec.diffusion import SamplerOptions
+from semanticodec.errors import CheckpointError
+from semanticodec.model import CodecModel
+
+
+def tiny(name: str) -> CodecConfig:
+    config = preset(name)
+    mae = dataclasses.replace(config.encoder.mae, dim=32, depth=1, heads=2, pooled_blocks=1)
+    encoder = dataclasses.replace(config.encoder, mae=mae, acoustic_dim=8, lstm_dim=16)
+    unet = dataclasses.replace(config.decoder.unet, base=16, mults=(1, 2), attention_levels=(1,), head_dim=16, groups=8)
+    vocoder = dataclasses.replace(config.decoder.vocoder, dim=32, hidden=32, layers=2, right=(1, 1, 0))
+    vae = dataclasses.replace(config.decoder.vae, base=8, groups=4)
+    decoder = dataclasses.replace(config.decoder, unet=unet, vae=vae, vocoder=vocoder, steps=2)
+    return dataclasses.replace(config, encoder=encoder, decoder=decoder)
+
+
+def random_state(config: CodecConfig, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    state = CodecModel(config).state_dict()
+    return {
+        name: torch.randn(value.shape, generator=generator) * 0.1
+        if value.is_floating_point() and value.ndim > 1
+        else value
+        for name, value in state.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    for name, seed in (("mini", 0), ("other", 1)):
+        checkpoints.save(folder / name, {tiny("mini-100"): random_state(tiny("mini-100"), seed)})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _shipped(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checkpoints, "WEIGHTS", weights)
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*args: object, stdin: bytes | None = None) -> Result:
+    result = CliRunner().invoke(cli.app, [str(arg) for arg in args], input=stdin)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def ok(*args: object, stdin: bytes | None = None) -> Result:
+    result = run(*args, stdin=stdin)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result
+
+
+def make_sound(
+    path: Path | io.BytesIO, seconds: float = 0.5, rate: int = 16000, channels: int = 1, seed: int = 0
+) -> int:
+    samples = int(seconds * rate)
+    wave = np.random.default_rng(seed).uniform(-0.5, 0.5, (samples, channels))
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave, rate, format="WAV" if isinstance(path, io.BytesIO) else None)
+    return samples
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize(("ending", "rate"), [(".wav", 44100), (".flac", 48000), (".ogg", 8000), (".mp3", 16000)])
+    def test_rate_and_length_come_back(self, tmp_path: Path, ending: str, rate: int) -> None:
+        source = tmp_path / f"in{ending}"
+        make_sound(source, 0.7123, rate)
+        samples = soundfile.info(source).frames
+        assert ok("encode", source).stdout == ""
+        target = tmp_path / f"out{ending}"
+        ok("decode", tmp_path / "in.scodec", "-o", target)
+        result = soundfile.info(target)
+        assert (result.samplerate, result.channels) == (rate, 1)
+        # MP3 has its own idea of where a file ends.
+        assert result.frames == samples or (ending == ".mp3" and abs(result.frames - samples) < 1200)
+
+    @pytest.mark.parametrize("samples", [1, 2559, 5121])
+    @pytest.mark.parametrize("rate", [8000, 11025, 96000])
+    def test_any_length(self, tmp_path: Path, samples: int, rate: int) -> None:
+        soundfile.write(tmp_path / "a.wav", np.zeros(samples), rate)
+        ok("encode", "a.wav")
+        ok("decode", "a.scodec", "-o", "b.wav", "--steps", 1)
+        assert soundfile.info(tmp_path / "b.wav").frames == samples
+
+    def test_is_what_the_library_does(self, tmp_path: Path) -> None:
+        make_sound(tmp_path / "a.wav", 1.0, 44100)
+        ok("encode", "a.wav")
+        ok("decode", "a.scodec", "-o", "b.wav", "--seed", 5, "--steps", 3)
+        codec = SemantiCodec.from_pretrained("mini-100")
+        wave, rate = audio.load(tmp_path / "a.wav")
+        codes = codec.encode(wave, rate)
+        recording = wire.read_codes((tmp_path / "a.scodec").read_bytes())
+        np.testing.assert_array_equal(recording.codes, codes.numpy())
+        assert recording.header == wire.Header.of(codec.config, codec.weights_hash, 44100, 1, 44100)
+        decoded = codec.decode(codes, seed=5, options=SamplerOptions(steps=3))
+        want = audio.resample(decoded, 16000, 44100)[:, :44100]
+        got, _ = audio.load(tmp_path / "b.wav")
+        assert want.abs().max() > 1e-2
+        torch.testing.assert_close(got, want.clamp(-1, 1), atol=2e-3, rtol=0)
+
+    def test_the_seed_and_the_steps_count(self, tmp_path: Path) -> None:
+        make_sound(tmp_path / "a.wav")
+        ok("encode", "a.wav")
+        outputs = []
+        for name, *args in (
+            ("b", "--seed", 1),
+            ("c", "--seed", 1),
+            ("d", "--seed", 2),
+            ("e", "--seed", 1, "--steps", 4),
+        ):
+            ok("decode", "a.scodec", "-o", f"{name}.wav", *args)
+            outputs.append((tmp_path / f"{name}.wav").read_bytes())
+        assert outputs[0] == outputs[1]
+        assert len(set(outputs)) == 3
+
+    def test_channels(self, tmp_path: Path) -> None:
+        make_sound(tmp_path / "a.wav", channels=2)
+        ok("encode", "a.wav", "-o", "mono.scodec")
+        ok("encode", "a.wav", "-o", "stereo.scodec", "--per-channel")
+        ok("decode", "mono.scodec", "stereo.scodec")
+        assert soundfile.info(tmp_path / "mono.wav").channels == 1
+        stereo, rate = audio.load(tmp_path / "stereo.wav")
+        assert stereo.shape[0] == 2
+        left, _ = audio.load(tmp_path / "a.wav")
+        audio.save(tmp_path / "left.wav", left[:1], rate)
+        ok("encode", "left.wav")
+        left_codes = wire.read_codes((tmp_path / "left.scodec").read_bytes()).codes
+        both = wire.read_codes((tmp_path / "stereo.scodec").read_bytes()).codes
+        np.testing.assert_array_equal(both[:1], left_codes)
+        assert not np.array_equal(both[:1], both[1:])
+
+    def test_pipes(self, tmp_path: Path) -> None:
+        make_sound(tmp_path / "a.wav", 0.6, 22050)
+        sound = (tmp_path / "a.wav").read_bytes()
+        ok("encode", "a.wav")
+        codes = ok("encode", "-", stdin=sound).stdout_bytes
+        assert codes == (tmp_path / "a.scodec").read_bytes()
+        assert ok("encode", "a.wav", "-o", "-").stdout_bytes == codes
+        ok("decode", "a.scodec", "-o", "b.wav")
+        decoded = ok("decode", "-", stdin=codes).stdout_bytes
+        assert decoded == (tmp_path / "b.wav").read_bytes()
+        ok("decode", "-", "-o", "c.flac", stdin=codes)
+        assert soundfile.info(tmp_path / "c.flac").frames == int(0.6 * 22050)
+
+    def test_through_a_real_pipe(self, tmp_path: Path, weights: Path) -> None:
+        samples = make_sound(tmp_path / "a.wav")
+        tool = f"{sys.executable} -c 'from semanticodec.cli import main; main()'"
+        model = f"--model {weights / 'mini'}"
+        line = f"cat a.wav | {tool} encode - {model} | {tool} decode - {model} > b.wav"
+        root = Path(cli.__file__).parent.parent
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line],
+            check=False,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert soundfile.info(tmp_path / "b.wav").frames == samples
+
+
+class TestManyFiles:
+    @pytest.fixture
+    def tree(self, tmp_path: Path) -> Path:
+        for i, name in enumerate(("one.wav", "deep/er/two.flac", "deep/three.ogg")):
+            make_sound(tmp_path / "in" / name, 0.4 + 0.2 * (i == 1), seed=i)
+        (tmp_path / "in" / "notes.txt").write_text("not sound")
+        return tmp_path
+
+    @pytest.mark.parametrize("batch", [1, 2, 8])
+    def test_trees_are_mirrored(self, tree: Path, batch: int) -> None:
+        ok("encode", "in", "-o", "codes", "--batch", batch)
+        found = sorted(str(file.relative_to(tree / "codes")) for file in (tree / "codes").rglob("*.*"))
+        assert found == ["deep/er/two.scodec", "deep/three.scodec", "one.scodec"]
+        ok("decode", "codes", "-o", "out", "--batch", batch)
+        for name, samples in (("one", 6400), ("deep/er/two", 9600), ("deep/three", 6400)):
+            assert soundfile.info(tree / "out" / f"{name}.wav").frames == samples
+
+    def test_a_batch_changes_nothing(self, tree: Path) -> None:
+        for batch in (1, 3):
+            ok("encode", "in", "-o", f"codes{batch}", "--batch", batch)
+            ok("decode", "codes1", "-o", f"out{batch}", "--batch", batch)
+        for ours in (tree / "codes1").rglob("*.scodec"):
+            theirs = tree / "codes3" / ours.relative_to(tree / "codes1")
+            assert ours.read_bytes() == theirs.read_bytes()
+        for path in (tree / "out1").rglob("*.wav"):
+            one, _ = audio.load(path)
+            three, _ = audio.load(tree / "out3" / path.relative_to(tree / "out1"))
+            torch.testing.assert_close(one, three, atol=1 / 32768, rtol=0)
+
+    def test_one_bad_file_does_not_stop_the_others(self, tree: Path) -> None:
+        (tree / "in" / "broken.wav").write_bytes(b"RIFF, but no wave")
+        for batch in (1, 4):
+            result = run("encode", "in", "-o", f"codes{batch}", "--batch", batch)
+            assert result.exit_code == 1
+            assert result.stderr.startswith("in/broken.wav: ")
+            assert result.stderr.count("\n") == 1
+            assert len(list((tree / f"codes{batch}").rglob("*.scodec"))) == 3
+        (tree / "codes1" / "one.scodec").write_bytes(b"SCD")
+        result = run("decode", "codes1", "-o", "out")
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert "one.scodec: the file ends after 3 bytes" in result.stderr
+        assert len(list((tree / "out").rglob("*"))) == 4
+
+    def test_nothing_is_overwritten_unasked(self, tree: Path) -> None:
+        ok("encode", "in/one.wav")
+        before = (tree / "in" / "one.scodec").read_bytes()
+        (tree / "in" / "one.scodec").write_bytes(b"precious")
+        result = run("encode", "in/one.wav")
+        assert (result.exit_code, result.stderr) == (1, "in/one.wav: in/one.scodec: exists; --force overwrites it\n")
+        assert (tree / "in" / "one.scodec").read_bytes() == b"precious"
+        ok("encode", "in/one.wav", "--force")
+        assert (tree / "in" / "one.scodec").read_bytes() == before
+        assert run("decode", "in/one.scodec").exit_code == 1
+
+    def test_errors_leave_nothing_half_written(self, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        ok("encode", "in/one.wav", "-o", "one.scodec")
+
+        def fail(*_: object, **__: object) -> None:
+            raise CheckpointError("the weights\nwent away")
+
+        monkeypatch.setattr(SemantiCodec, "iter_decode", fail)
+        result = run("decode", "one.scodec", "-o", "new/out.wav")
+        assert (result.exit_code, result.stderr) == (1, "one.scodec: the weights went away\n")
+        assert list((tree / "new").iterdir()) == []
+
+
+class TestDamage:
+    @pytest.fixture
+    def damaged(self, tmp_path: Path) -> Path:
+        codec = SemantiCodec.from_pretrained("mini-100")
+        codes = codec.encode(torch.randn(1, 96000, generator=torch.Generator().manual_seed(0)) * 0.1, 16000).numpy()
+        file = io.BytesIO()
+        wire.write_codes(file, wire.Header.of(codec.config, codec.weights_hash, 16000, 1, 96000), codes, 64)
+        data = bytearray(file.getvalue())
+        data[wire.Reader(io.BytesIO(data)).index[2].offset + 40] ^= 4
+        (tmp_path / "damaged.scodec").write_bytes(data)
+        return tmp_path
+
+    def test_is_refused_or_salvaged(self, damaged: Path) -> None:
+        result = run("decode", "damaged.scodec", "-o", "out.wav")
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert "CRC" in result.stderr
+        assert not (damaged / "out.wav").exists()
+        result = run("decode", "damaged.scodec", "-o", "out.wav", "--salvage")
+        assert (result.exit_code, result.stderr.count("\n")) == (0, 1)
+        assert result.stderr.startswith("damaged.scodec: frames 128 to 192 lost: ")
+        assert soundfile.info(damaged / "out.wav").frames == 96000
+
+    @pytest.mark.usefixtures("damaged")
+    def test_info_says_so(self) -> None:
+        result = run("info", "damaged.scodec")
+        assert result.exit_code == 1
+        assert "frames 128 to 192 lost" in result.stderr
+        assert "96000 samples at 16000 Hz" in result.stdout
+
+    @pytest.mark.usefixtures("damaged")
+    def test_other_weights_are_refused(self, weights: Path) -> None:
+        result = run("decode", "damaged.scodec", "--salvage", "-o", "out.wav", "--model", weights / "other")
+        assert result.exit_code == 1
+        assert "with weights" in result.stderr
+        assert "--model" in result.stderr
+
+    def test_nothing_left_to_salvage(self, damaged: Path) -> None:
+        data = (damaged / "damaged.scodec").read_bytes()
+        (damaged / "cut.scodec").write_bytes(data[:40])
+        result = run("decode", "cut.scodec", "--salvage")
+        assert result.exit_code == 1
+        assert "no codes to decode" in result.stderr
+
+
+def test_info(tmp_path: Path) -> None:
+    make_sound(tmp_path / "a.wav", 2.0, 48000)
+    ok("encode", "a.wav")
+    text = ok("info", "a.scodec").stdout
+    for part in (
+        "mini-100, weights ",
+        "2.000 s: 96000 samples at 48000 Hz",
+        "12 + 13 bits, 50 per second",
+        "1.250 kbps",
+    ):
+        assert part in text
+    assert f"{(tmp_path / 'a.scodec').stat().st_size} bytes" in text
+    assert "standard input" in ok("info", "-", stdin=(tmp_path / "a.scodec").read_bytes()).stdout
+
+
+def test_convert(tmp_path: Path, weights: Path) -> None:
+    assert "mini-100" in ok("convert", weights / "mini", "mine", "--dtype", "float16").stdout
+    make_sound(tmp_path / "a.wav")
+    ok("encode", "a.wav", "--model", "mine")
+    ok("decode", "a.scodec", "--model", "mine", "-o", "b.wav")
+    result = run("convert", weights / "mini", "mine")
+    assert (result.exit_code, result.stderr) == (1, "semanticodec: mine: there is something already\n")
+    assert run("convert", "nowhere", "other").exit_code == 1
+
+
+class TestUserErrors:
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["encode", "missing.wav"], "missing.wav: No such file or directory"),
+            (["encode", "text.wav"], "text.wav: "),
+            (["encode", "empty"], "no .wav, .flac, .ogg, .mp3 in this folder"),
+            (["encode", "nan.wav"], "NaN"),
+            (["encode", "ok.wav", "--model", "nonsense"], "nonsense is neither a preset nor a folder"),
+            (["encode", "ok.wav", "--model", "mini-7"], "mini-7"),
+            (["encode", "ok.wav", "-o", "ok.wav/x.scodec"], "ok.wav"),
+            (["decode", "missing.scodec"], "missing.scodec: No such file or directory"),
+            (["decode", "ok.wav"], "ok.wav: this is no .scodec file"),
+            (["decode", "ok.scodec", "-o", "x.xyz"], "its ending must be one of .wav"),
+            (["decode", "ok.scodec", "--steps", "5000", "-o", "x.wav"], "5000"),
+            (["info", "ok.wav"], "begins with b'RIFF"),
+            (["demo", "missing.wav"], "missing.wav"),
+        ],
+    )
+    def test_one_line_and_code_1(self, tmp_path: Path, args: list[str], message: str) -> None:
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "text.wav").write_text("hello")
+        make_sound(tmp_path / "ok.wav")
+        soundfile.write(tmp_path / "nan.wav", np.full(1000, np.nan), 16000, subtype="FLOAT")
+        ok("encode", "ok.wav", "-o", "ok.scodec")
+        result = run(*args)
+        assert result.exit_code == 1, result.stderr
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert result.stdout == ""
+
+    @pytest.mark.parametrize(
+        "args",
+        [
+            ["encode"],
+            ["encode", "a.wav", "--steps", "3"],
+            ["encode", "a.wav", "--dtype", "int8"],
+            ["encode", "a.wav", "--device", "nonsense"],
+            ["encode", "a.wav", "--batch", "0"],
+            ["encode", "-", "a.wav"],
+            ["encode", "-", "-o", "."],
+            ["encode", "a.wav", "a.flac"],
+            ["decode", "a.scodec", "--seed", "-1"],
+            ["decode", "a.scodec", "--steps", "0"],
+            ["nonsense"],
+        ],
+    )
+    def test_senseless_lines_are_code_2(self, args: list[str]) -> None:
+        assert run(*args).exit_code == 2
+
+    def test_help_needs_no_torch(self) -> None:
+        code = "import sys; from semanticodec import cli; sys.exit('torch' in sys.modules)"
+        root = Path(cli.__file__).parent.parent
+        assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
+        assert {"encode", "decode", "info", "convert", "demo"} <= set(ok("--help").stdout.split())
+
+
+class TestDemo:
+    def test_makes_everything(self, tmp_path: Path) -> None:
+        text = ok("demo", "--out", "results", "--steps", 1).stdout
+        for word in ("net bitrate", "bytes", "real-time factor", "log-mel L1", "STOI"):
+            assert word in text
+        assert soundfile.info(tmp_path / "results" / "demo.wav").frames == soundfile.info(demo.RECORDING).frames
+        recording = wire.read_codes((tmp_path / "results" / "demo.scodec").read_bytes())
+        assert recording.header.sample_rate == 48000
+        assert (tmp_path / "results" / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_the_recording_is_the_one_it_is_said_to_be(self) -> None:
+        import hashlib
+
+        attribution = (demo.RECORDING.parent / "ATTRIBUTION.md").read_text()
+        assert hashlib.sha1(demo.RECORDING.read_bytes()).hexdigest() in attribution
+
+    def test_does_without_matplotlib_and_pystoi(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("matplotlib.figure", "matplotlib.backends.backend_agg", "pystoi"):
+            monkeypatch.setitem(sys.modules, name, None)
+        assert "pystoi is not installed" in ok("demo", "--steps", 1).stdout
+        assert not (tmp_path / "demo_out" / "demo.png").exists()
+
+    def test_mel_l1_of_a_louder_copy_is_the_logarithm_of_the_gain(self) -> None:
+        wave = torch.randn(16000, generator=torch.Generator().manual_seed(0))
+        assert demo.mel_l1(wave, wave) == 0
+        assert demo.mel_l1(wave, 2 * wave) == pytest.approx(np.log(2), abs=1e-5)
+
+    def test_stoi_tells_clean_from_lost(self) -> None:
+        wave, rate = audio.load(demo.RECORDING)
+        wave = audio.resample(wave[0], rate, 16000)
+        noise = torch.randn(wave.shape, generator=torch.Generator().manual_seed(0)) * wave.std()
+        assert demo.stoi(wave, wave) == pytest.approx(1, abs=1e-6)
+        assert demo.stoi(wave, noise) < 0.5
