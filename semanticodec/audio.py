@@ -27,6 +27,8 @@ PADDING_ROW = -FBANK_MEAN / FBANK_SCALE
 """Value of a row that stands for no audio at all."""
 LOG_FLOOR = 1.1920929e-07
 MEL_FFT = 1024
+LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
+"""Sample rates in Hz that are resampled; a file whose header says otherwise is damaged, or meant to fill memory."""
 
 
 def load(source: str | os.PathLike[str] | BinaryIO) -> tuple[Tensor, int]:
@@ -62,9 +64,9 @@ def save(target: str | os.PathLike[str] | BinaryIO, wave: Tensor, sample_rate: i
     Raises:
         AudioError: libsndfile cannot write this.
     """
-    data = wave.detach().to("cpu", torch.float32).clamp(-1, 1)
+    data = wave.detach().to("cpu", torch.float32).clamp(-1, 1).numpy()
     try:
-        soundfile.write(target, data.T.numpy(), sample_rate, format=format)
+        soundfile.write(target, data.T, sample_rate, format=format)
     except (soundfile.LibsndfileError, TypeError, ValueError) as error:
         raise AudioError(f"cannot write {target}: {error}") from error
 
@@ -78,22 +80,25 @@ def resample(wave: Tensor, source: int, target: int) -> Tensor:
         target: wanted sample rate in Hz.
 
     Returns:
-        ``[..., ceil(samples * target / source)]`` in float32.
+        ``[..., ceil(samples * target / source)]`` in float32, the sound followed by silence: exactly what
+        ``soxr.ResampleStream`` gives for pieces of any size.
 
     Raises:
-        AudioError: a rate is not positive.
+        AudioError: a rate is outside 1 kHz to 1 MHz.
     """
-    if source <= 0 or target <= 0:
-        raise AudioError(f"sample rates must be positive, seen {source} and {target} Hz")
+    if not all(LOWEST_RATE <= rate <= HIGHEST_RATE for rate in (source, target)):
+        raise AudioError(
+            f"sample rates of {source} and {target} Hz were given; both must lie in {LOWEST_RATE}..{HIGHEST_RATE} Hz"
+        )
+    wave = wave.to(torch.float32)
     if source == target:
         return wave
     length = -(-wave.shape[-1] * target // source)
-    rows = wave.reshape(-1, wave.shape[-1]).to(torch.float32).numpy()
-    out = np.zeros((len(rows), length), np.float32)
-    for row, result in zip(rows, out, strict=True):
-        samples = soxr.resample(row, source, target)[:length]
-        result[: len(samples)] = samples
-    return torch.from_numpy(out).reshape(*wave.shape[:-1], length)
+    # soxr rounds the number of samples; enough silence behind the sound makes it at least ``length``.
+    rows = functional.pad(wave.reshape(-1, wave.shape[-1]), (0, source // target + 2)).T.contiguous().numpy()
+    stream = soxr.ResampleStream(source, target, rows.shape[1])
+    out = torch.from_numpy(stream.resample_chunk(rows, last=True))[:length]
+    return out.T.contiguous().reshape(*wave.shape[:-1], length)
 
 
 def checked(wave: Tensor) -> Tensor:

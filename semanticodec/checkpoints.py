@@ -150,10 +150,9 @@ def load(module: nn.Module, source: Source, *, device: torch.device | str, dtype
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the module in every name and shape.
     """
-    targets = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = _collect(source, targets)
+    found = _collect(source, module.state_dict())
     filled = {}
-    for name in targets:
+    for name in list(found):
         tensor = found.pop(name)
         kind = dtype if tensor.is_floating_point() else tensor.dtype
         filled[name] = tensor.to(device, kind, copy=True)
@@ -176,9 +175,7 @@ def weights_hash(source: Source) -> str:
     if source.layout == "native":
         _, metadata = _read_safetensors((source.folder or WEIGHTS) / "codebooks.safetensors")
         return _identity(metadata["sha256"], metadata["decoder_sha256"])
-    table = _collect(source, None, FILES["codebooks"])
-    decoder = _collect(source, None, FILES["decoder"])
-    return _identity(_digest(table), _digest(decoder))
+    return _identity(*(_digest(_read(source, set(FILES[file]))[0]) for file in ("codebooks", "decoder")))
 
 
 def save(folder: Path, models: Mapping[CodecConfig, Mapping[str, Tensor]]) -> None:
@@ -230,7 +227,7 @@ def convert(source: Source, target: Path, module: nn.Module, dtype: torch.dtype 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the module in every name and shape.
     """
-    found = _collect(source, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})
+    found = _collect(source, module.state_dict())
     if dtype is not None:
         found = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in found.items()}
     save(target, {source.config: found})
@@ -265,34 +262,40 @@ def apply_rules(
     return found, unmapped
 
 
-def _collect(
-    source: Source, targets: Mapping[str, tuple[int, ...]] | None, wanted: Iterable[str] | None = None
-) -> dict[str, Tensor]:
-    """Return all tensors of the wanted components by our names, still on disk; strict where ``targets`` are given."""
-    wanted = {name.split(".")[0] for name in targets or ()} if wanted is None else set(wanted)
+def _read(source: Source, wanted: set[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return all tensors of the wanted components by our names, still on disk, and the names that have no rule."""
     found: dict[str, Tensor] = {}
     unmapped: list[str] = []
-    read = _read_official if source.layout == "official" else _read_native
-    for rules, tensors in read(source, wanted):
+    for rules, tensors in (
+        _read_official(source, wanted) if source.layout == "official" else _read_native(source, wanted)
+    ):
         part, unknown = apply_rules(rules, tensors, wanted)
-        unmapped += unknown
         found |= part
-    if targets is None:
-        targets = {name: tuple(tensor.shape) for name, tensor in found.items()}
+        unmapped += unknown
+    return found, unmapped
+
+
+def _collect(source: Source, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return exactly the tensors that ``targets`` (on any device) ask for, still on disk."""
+    found, unmapped = _read(source, {name.split(".")[0] for name in targets})
     unmapped += [name for name in found if name not in targets]
     unfilled = [name for name in targets if name not in found]
-    misshapen = [
-        f"{name} (file {tuple(found[name].shape)}, model {tuple(shape)})"
-        for name, shape in targets.items()
-        if name in found and tuple(found[name].shape) != tuple(shape)
+    unlike = [
+        f"{name} (file {_kind(found[name])}, model {_kind(target)})"
+        for name, target in targets.items()
+        if name in found and _kind(found[name]) != _kind(target)
     ]
-    if unmapped or unfilled or misshapen:
+    if unmapped or unfilled or unlike:
         raise CheckpointError(
             f"the weights of {source} do not fit its configuration.  Tensors of the file without a place in the model: "
             f"{_some(unmapped)}.  Parameters that the file does not fill: {_some(unfilled)}.  Different shapes: "
-            f"{_some(misshapen)}.  Choose the preset they were made for"
+            f"{_some(unlike)}.  Choose the preset they were made for"
         )
     return found
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{'' if tensor.is_floating_point() else 'integer '}{tuple(tensor.shape)}"
 
 
 def _some(names: list[str], limit: int = 12) -> str:
@@ -418,11 +421,11 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a foreign or damaged pickle can fail in any way, none of which is ours
         raise CheckpointError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
     if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_meta
         for name, tensor in state.items()
     ):
         raise CheckpointError(f"{path} is not a plain dictionary of tensors")
-    return state
+    return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def _read_official(source: Source, wanted: set[str]) -> Iterator[tuple[tuple[Rule, ...], Mapping[str, Tensor]]]:

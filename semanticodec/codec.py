@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -143,7 +143,7 @@ class SemantiCodec:
             ConfigError: the encoder half was not loaded.
         """
         if isinstance(wave, Sequence):
-            return [codes[None] for codes in self._encode([_mono16k(row, sample_rate)[0] for row in wave])]
+            return [codes[None] for codes in self._encode([_single(row, sample_rate) for row in wave])]
         return torch.stack(self._encode(list(_mono16k(wave, sample_rate))))
 
     def features(self, wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
@@ -258,7 +258,7 @@ class SemantiCodec:
         if length is not None and not 0 <= length <= whole:
             raise CodesError(f"{length} samples asked for; {checked_codes.shape[2]} frames stand for {whole}")
         pieces = list(self._decode([checked_codes], seed, options or SamplerOptions()))
-        return torch.cat(pieces, 1)[:, : whole if length is None else length]
+        return torch.cat(pieces, 1)[:, :length]
 
     def iter_decode(
         self, codes: Iterable[Tensor | np.ndarray], *, seed: int = 0, options: SamplerOptions | None = None
@@ -266,20 +266,41 @@ class SemantiCodec:
         """Decode a long recording piece by piece in constant memory.
 
         Args:
-            codes: consecutive pieces ``[B, 2, F]`` of any length in whole groups (only the last may end within one).
+            codes: consecutive pieces ``[B, 2, F]`` of any length.
             seed: as in :meth:`decode`.
             options: as in :meth:`decode`.
 
         Yields:
             Consecutive samples ``[B, S]``; together they are what :meth:`decode` returns for all codes at once.
+
+        Raises:
+            CodesError: as :meth:`decode`, or the pieces differ in their number of rows.
+            ConfigError: the decoder half was not loaded.
         """
         yield from self._decode((self._checked(piece, "both") for piece in codes), seed, options or SamplerOptions())
 
     def _decode(self, pieces: Iterable[Tensor], seed: int, options: SamplerOptions) -> Iterator[Tensor]:
+        """Decode consecutive pieces and cut off what the last window has beyond the codes."""
+        frames = sent = rows = 0
+
+        def counted() -> Iterator[Tensor]:
+            nonlocal frames, rows
+            for piece in pieces:
+                if rows not in (0, len(piece)):
+                    raise CodesError(f"a piece of {len(piece)} rows follows pieces of {rows}; keep the batch together")
+                rows, frames = len(piece), frames + piece.shape[2]
+                yield piece
+
         if self.config.decoder.join == "prefix":
-            return decode_prefix(self.model, pieces, seed, options)
-        at_once = max(1, COLUMNS_AT_ONCE // self.config.decoder.columns)
-        return decode_crossfade(self.model, pieces, seed, options, at_once)
+            waves = decode_prefix(self.model, counted(), seed, options)
+        else:
+            at_once = max(1, COLUMNS_AT_ONCE // self.config.decoder.columns)
+            waves = decode_crossfade(self.model, counted(), seed, options, at_once)
+        for wave in waves:
+            kept = wave[:, : self.config.samples(frames) - sent]
+            sent += kept.shape[1]
+            if kept.shape[1]:
+                yield kept
 
     def embed(self, codes: Tensor) -> Tensor:
         """Return code embeddings ``[B, F, acoustic_dim + feature_dim]`` (acoustic first), zeros for missing codes."""
@@ -288,8 +309,11 @@ class SemantiCodec:
     def _checked(self, codes: Tensor | np.ndarray, streams: Streams) -> Tensor:
         if self.model.latent is None:
             raise ConfigError("only the encoder half is loaded; use parts='all' or 'decoder' to decode")
-        codes = torch.as_tensor(codes)
-        if codes.ndim != 3 or codes.shape[1] != 2 or not codes.shape[2] or codes.is_floating_point():
+        if streams not in get_args(Streams):
+            raise ConfigError(f"streams {streams!r} are unknown; choose one of {', '.join(get_args(Streams))}")
+        codes = _tensor(codes)
+        whole = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+        if codes.ndim != 3 or codes.shape[1] != 2 or 0 in codes.shape or not whole:
             raise CodesError(f"codes must be integers [batch, 2, frames], seen {codes.dtype} {tuple(codes.shape)}")
         codes = codes.to(self.device, torch.int64)
         for name, stream, size in zip(
@@ -306,9 +330,22 @@ class SemantiCodec:
         return codes
 
 
+def _tensor(array: Tensor | np.ndarray) -> Tensor:
+    """Return a tensor; arrays are copied, since torch takes none that are reversed or read-only."""
+    return array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, order="C"))
+
+
+def _single(wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
+    """Return one recording ``[S]`` as checked samples at 16 kHz on the CPU."""
+    wave = _tensor(wave)
+    if wave.ndim != 1:
+        raise AudioError(f"a sequence must hold recordings [S], seen {tuple(wave.shape)}; pass channels one by one")
+    return _mono16k(wave, sample_rate)[0]
+
+
 def _mono16k(wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
     """Return checked rows ``[B, S]`` at 16 kHz on the CPU."""
-    wave = torch.as_tensor(wave)
+    wave = _tensor(wave)
     if not wave.is_floating_point():
         raise AudioError(
             f"samples must be floating point in [-1, 1], seen {wave.dtype}; divide integers by their range"

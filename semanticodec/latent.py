@@ -37,21 +37,22 @@ class Known:
 
     Args:
         latents: ``[B, C, P, F]``, the first P steps.
-        present: bool ``[B]``; false where a row has no past, so that its beginning is generated as well.
+        present: bool ``[B]``; false where a row has no past: its beginning is zeros, and the network is told so.
     """
 
     latents: Tensor
     present: Tensor
 
-    def place(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the known steps into ``x`` ``[B, C, T, F]``; return it and the mask ``[B, 1, T, F]`` (1 = known)."""
+    def place(self, x: Tensor) -> Tensor:
+        """Replace the first P steps of ``x`` ``[B, C, T, F]``."""
         steps = self.latents.shape[2]
+        return torch.cat([(self.latents * self.present[:, None, None, None]).to(x), x[:, :, steps:]], 2)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """Return where ``x`` is known, ``[B, 1, T, F]``, 1 or 0."""
         mask = torch.zeros_like(x[:, :1])
-        mask[:, :, :steps] = self.present.to(x)[:, None, None, None]
-        filled = torch.cat(
-            [torch.where(mask[:, :, :steps] > 0, self.latents.to(x), x[:, :, :steps]), x[:, :, steps:]], 2
-        )
-        return filled, mask
+        mask[:, :, : self.latents.shape[2]] = self.present.to(x)[:, None, None, None]
+        return mask
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class LatentDiffusion(nn.Module):
         """Run the U-Net once on ``x`` ``[B, C, T, F]`` at timesteps ``t`` ``[B]``."""
         parts = [x]
         if known is not None:
-            parts = list(known.place(x))
+            parts = [known.place(x), known.mask(x)]
         if conditioning.concat is not None:
             parts.append(conditioning.concat)
         joined = torch.cat(parts, 1) if len(parts) > 1 else x
@@ -129,7 +130,7 @@ class LatentDiffusion(nn.Module):
         other = prepared if guidance == 1.0 else self.prepare(unconditional)
         denoise = from_v(guided(network, prepared, other, guidance, _join), self.schedule)
         latents = sample(denoise, draw, self.schedule, options, steps=self.config.steps)
-        return latents if known is None else known.place(latents)[0]
+        return latents if known is None else known.place(latents)
 
     def mel(self, latents: Tensor) -> Tensor:
         """Decode latents ``[B, C, T, F]`` to log-mel ``[B, M, 64]``."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .config import COLUMN, HOP, LATENT_ROWS, MEL_BINS, PATCH, CodecConfig, GridConditioning
+from .config import COLUMN, HOP, LATENT_ROWS, MEL_BINS, PATCH, CodecConfig
 from .diffusion import Draw, SamplerOptions, noise
 from .latent import Conditioning, Known, LatentDiffusion
 from .model import MISSING, CodecModel
@@ -154,16 +154,17 @@ def vocoder_margins(model: CodecModel) -> tuple[int, int]:
 
 
 def begin(model: CodecModel, batch: int) -> Past:
-    """Return the state of ``batch`` rows before any sound: silence."""
-    config, latent = model.config, _decoder(model)
-    steps = config.decoder.overlap * STEPS
-    device, dtype = latent.scale.device, latent.scale.dtype
+    """Return the state of ``batch`` rows before any sound: codes that are missing, no latents, silence."""
+    config, latent, conditioner = model.config, _decoder(model), model.conditioner
+    assert isinstance(conditioner, GridConditioner)
+    steps, device = config.decoder.overlap * STEPS, latent.scale.device
     back, ahead = vocoder_margins(model)
-    assert isinstance(config.decoder.conditioning, GridConditioning)
-    cells = MEL_BINS // LATENT_ROWS
+    with torch.inference_mode():
+        missing = torch.full((batch, config.n_q, config.hop_frames), MISSING, device=device)
+        features = conditioner(model.embed(missing))[:, :, -steps:]
     return Past(
-        torch.zeros(batch, config.decoder.conditioning.channels, steps, cells, device=device, dtype=dtype),
-        torch.zeros(batch, config.decoder.vae.latent_channels, steps, cells, device=device),
+        features,
+        torch.zeros(batch, config.decoder.vae.latent_channels, steps, MEL_BINS // LATENT_ROWS, device=device),
         torch.zeros(batch, dtype=torch.bool, device=device),
         torch.full((batch, back + ahead, MEL_BINS), SILENCE, device=device),
         0,

@@ -222,6 +222,7 @@ def test_mismatch_lists_both_sides(official: Path) -> None:
         s["audiomae.foreign"] = torch.zeros(2)  # no rule
         del s["encoder_output_linear.weight"]
         s["audiomae.model.cls_token"] = torch.zeros(1, 1, 9)
+        s["audiomae.model.norm.bias"] = torch.zeros(8, dtype=torch.int64)
 
     rewrite(official / "encoder.ckpt", change)
     source = locate(official)
@@ -231,6 +232,7 @@ def test_mismatch_lists_both_sides(official: Path) -> None:
     for name in ("residual.lstm.weight_ih_l7", "audiomae.foreign", "residual.project.weight"):
         assert name in text
     assert "mae.cls_token (file (1, 1, 9), model (1, 1, 8))" in text
+    assert "mae.norm.bias (file integer (8,), model (8,))" in text
 
 
 def test_long_lists_are_cut(official: Path) -> None:
@@ -336,15 +338,20 @@ class Surprise:
         return pytest.fail, ("a pickle was executed",)
 
 
-@pytest.mark.parametrize("kind", ["empty", "truncated", "text", "pickle", "list", "nested"])
+@pytest.mark.parametrize("kind", ["empty", "truncated", "text", "pickle", "list", "nested", "meta", "sparse"])
 def test_unreadable_checkpoints(official: Path, kind: str) -> None:
     path = official / "decoder.ckpt"
     if kind == "pickle":
         path.write_bytes(pickle.dumps({"a": Surprise()}))
     elif kind == "list":
         torch.save([torch.zeros(1)], path)
-    elif kind == "nested":
-        torch.save({"state_dict": {"a": torch.zeros(1)}}, path)
+    elif kind in ("nested", "meta", "sparse"):
+        odd = {
+            "nested": {"a": torch.zeros(1)},
+            "meta": torch.zeros(1, device="meta"),
+            "sparse": torch.eye(2).to_sparse(),
+        }
+        torch.save({"scale_factor": odd[kind]}, path)
     else:
         whole = path.read_bytes()
         path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"<html>not found</html>"}[kind])
@@ -421,6 +428,17 @@ def test_convert_to_half_precision(official: Path, state: dict[str, Tensor], tmp
     load(codec, half, device="cpu", dtype=torch.float32)
     check_filled(codec, {name: tensor.half().float() for name, tensor in state.items()})
     assert weights_hash(half) != weights_hash(source)
+
+
+def test_native_converts_too(rates: dict[CodecConfig, dict[str, Tensor]], tmp_path: Path) -> None:
+    """One rate of a folder that serves several becomes a folder of its own."""
+    save(tmp_path / "all", rates)
+    source = locate(tmp_path / "all", "mini-50")
+    convert(source, tmp_path / "one", build(source.config))
+    one = locate(tmp_path / "one")
+    codec = build(one.config)
+    load(codec, one, device="cpu", dtype=torch.float32)
+    check_filled(codec, rates[source.config])
 
 
 def test_convert_is_strict(official: Path, tmp_path: Path) -> None:

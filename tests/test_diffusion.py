@@ -108,6 +108,7 @@ class TestSchedule:
         assert len(SCHEDULE) == 1000
         assert SCHEDULE.alpha_bar[0] == pytest.approx(0.9985, abs=1e-7)
         assert SCHEDULE.alpha_bar[-1] == pytest.approx(1.4230398e-4, rel=1e-7)
+        assert SCHEDULE.alpha_bar == tuple(np.float32(SCHEDULE.alpha_bar).tolist())
 
     @pytest.mark.parity
     def test_published_buffers(self, goldens: Folder) -> None:
@@ -431,9 +432,12 @@ class TestDenoisers:
 
     @pytest.mark.parametrize("wrap", [from_v, from_eps])
     def test_work_in_the_latents_precision(self, wrap: Callable[..., Denoiser]) -> None:
+        """However little precision the network has, no more is lost on the way."""
         x = randn(2, 3, dtype=torch.float32)
-        x0 = wrap(lambda x, _t: x.bfloat16(), SCHEDULE)(x, 300)
-        assert x0.dtype == torch.float32
+        half, full = (
+            wrap(lambda x, _t, to=to: x.bfloat16().to(to), SCHEDULE)(x, 300) for to in (torch.bfloat16, x.dtype)
+        )
+        assert torch.equal(half, full)
 
     def test_eps_cannot_start_from_pure_noise(self) -> None:
         with pytest.raises(ConfigError, match="v-prediction"):

@@ -140,7 +140,7 @@ def test_ddim_trajectory(
         assert t == recorded[f"{key}.step{step}.t"]
         errors[f"step{step}.pred_x0"] = golden.error(recorded, f"{key}.step{step}.pred_x0", x0, 1024)
         errors[f"step{step}.x_prev"] = golden.error(recorded, f"{key}.step{step}.x_prev", x, 1024)
-    check(request, errors, WAVE_BOUND)
+    check(request, errors)
 
 
 # --- waveforms

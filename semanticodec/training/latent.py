@@ -135,7 +135,8 @@ class LatentLoss(nn.Module):
         count, overlap = len(noise), known.latents.shape[2]
         x0 = torch.cat([known.latents, latents[:count]], 2)
         target = self.latent.schedule.velocity(x0, noise, t)
-        concat = torch.cat([before[:count, :, -overlap:], now[:count]], 2)
+        past = before[:count, :, -overlap:] * known.present[:, None, None, None]
+        concat = torch.cat([past, now[:count]], 2)
         prepared = self.latent.prepare(Conditioning(concat=concat))
         predicted = self.latent.predict(self.latent.schedule.add_noise(x0, noise, t), t, prepared, known)
         velocity = (predicted - target)[:, :, overlap:].square().mean()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,8 +148,36 @@ def _export(session: Session) -> None:
         loss.codes(rate).store()
         states[session.configs[rate]] = {name: value.half() for name, value in model.state_dict().items()}
     checkpoints.save(session.weights, states)
+    (session.weights / "README.md").write_text(_card(session))
     size = sum(path.stat().st_size for path in session.weights.glob("*.safetensors"))
     log.info("wrote %s, %.1f MB", session.weights, size / 1e6)
+
+
+def _card(session: Session) -> str:
+    """Return the model card: what the weights are and whose recordings they learnt from."""
+    hours: Counter[tuple[str, str, str]] = Counter()
+    names = {clip.name for clip in session.corpus.clips}
+    with (session.audio / "train_manifest.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["file"] in names:
+                hours[row["source"], row["repo"], row["licence"]] += float(row["seconds"]) / 3600  # type: ignore[assignment]
+    lines = [
+        f"| {source} | {repo} | {licence} | {time:.2f} |" for (source, repo, licence), time in sorted(hours.items())
+    ]
+    total = sum(hours.values())
+    return "\n".join(
+        [
+            "# mini",
+            "",
+            f"Weights of the presets {', '.join(config.name for config in session.configs.values())}, half precision,",
+            f"trained by `python -m semanticodec.training all` on {total:.1f} hours of recordings:",
+            "",
+            "| source | repository | licence | hours |",
+            "|---|---|---|---|",
+            *lines,
+            "",
+        ]
+    )
 
 
 STAGES: dict[str, Callable[[Session], None]] = {
