@@ -157,10 +157,28 @@ def fbank(wave: Tensor) -> Tensor:
 
 
 @functools.cache
-def _slaney_filters() -> Tensor:
+def slaney_filters() -> Tensor:
+    """Return 64 Slaney-normalised mel filters from 0 to 8000 Hz over the bins of a 1024-point FFT, ``[513, 64]``."""
     result: Tensor = torchaudio.functional.melscale_fbanks(
         MEL_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, MEL_BINS, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
     )
+    return result
+
+
+def stft_magnitude(wave: Tensor) -> Tensor:
+    """Compute the magnitudes that :func:`log_mel` sums up.
+
+    Args:
+        wave: ``[batch, samples]`` at 16 kHz, at least 433 samples.
+
+    Returns:
+        ``[batch, samples // 160, 513]``; row t is centred on sample ``160 t + 80``.
+    """
+    margin = (MEL_FFT - HOP) // 2
+    padded = functional.pad(wave[:, None], (margin, margin), mode="reflect")[:, 0]
+    frames = padded.unfold(-1, MEL_FFT, HOP)[:, : wave.shape[-1] // HOP]
+    spectrum = torch.fft.rfft(frames * _windows()[1].to(wave))
+    result: Tensor = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
     return result
 
 
@@ -176,10 +194,5 @@ def log_mel(wave: Tensor) -> Tensor:
 
     Source: the mel of HiFi-GAN's training code (FFT and window 1024, hop 160, 0-8000 Hz), which AudioLDM inherited.
     """
-    margin = (MEL_FFT - HOP) // 2
-    padded = functional.pad(wave[:, None], (margin, margin), mode="reflect")[:, 0]
-    frames = padded.unfold(-1, MEL_FFT, HOP)[:, : wave.shape[-1] // HOP]
-    spectrum = torch.fft.rfft(frames * _windows()[1].to(wave))
-    magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
-    result: Tensor = (magnitude @ _slaney_filters().to(wave)).clamp_min(1e-5).log()
+    result: Tensor = (stft_magnitude(wave) @ slaney_filters().to(wave)).clamp_min(1e-5).log()
     return result

@@ -119,15 +119,19 @@ class HiFiGANConfig:
 
 @dataclass(frozen=True)
 class VocosConfig:
-    """ConvNeXt trunk at the mel rate with an inverse-STFT head; layer i looks ``right[i]`` rows ahead."""
+    """ConvNeXt trunk at the mel rate that predicts magnitudes; ``iterations`` of Griffin-Lim find the phases.
+
+    Convolution i looks ``right[i]`` rows ahead.
+    """
 
     kind: Literal["vocos"] = "vocos"
     dim: int = 256
     hidden: int = 768
     layers: int = 6
     kernel: int = 7
-    right: tuple[int, ...] = (1, 1, 1, 1, 0, 0, 0)
-    n_fft: int = 640
+    right: tuple[int, ...] = (1, 1, 1, 0, 0, 0, 0)
+    n_fft: int = 1024
+    iterations: int = 8
 
 
 @dataclass(frozen=True)

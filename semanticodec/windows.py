@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .config import COLUMN, HOP, LATENT_ROWS, MEL_BINS, PATCH, CodecConfig
+from .config import COLUMN, HOP, LATENT_ROWS, MEL_BINS, PATCH, CodecConfig, GridConditioning
 from .diffusion import Draw, SamplerOptions, noise
 from .latent import Conditioning, Known, LatentDiffusion
 from .model import MISSING, CodecModel
@@ -136,6 +136,7 @@ class Past:
         latents: their latents ``[B, C, overlap steps, 16]``.
         present: bool ``[B]``, false where nothing came before.
         mel: the rows ``[B, M, 64]`` that the vocoder still needs.
+        wave: the samples ``[B, S]`` that it continues from.
         window: index of the next block.
     """
 
@@ -143,30 +144,21 @@ class Past:
     latents: Tensor
     present: Tensor
     mel: Tensor
+    wave: Tensor
     window: int
 
 
-def vocoder_margins(model: CodecModel) -> tuple[int, int]:
-    """Return how many mel rows the vocoder of a prefix decoder looks (back, ahead)."""
-    vocoder = _decoder(model).vocoder
-    assert isinstance(vocoder, Vocos)
-    return vocoder.history, vocoder.lookahead
-
-
 def begin(model: CodecModel, batch: int) -> Past:
-    """Return the state of ``batch`` rows before any sound: codes that are missing, no latents, silence."""
-    config, latent, conditioner = model.config, _decoder(model), model.conditioner
-    assert isinstance(conditioner, GridConditioner)
-    steps, device = config.decoder.overlap * STEPS, latent.scale.device
-    back, ahead = vocoder_margins(model)
-    with torch.inference_mode():
-        missing = torch.full((batch, config.n_q, config.hop_frames), MISSING, device=device)
-        features = conditioner(model.embed(missing))[:, :, -steps:]
+    """Return the state of ``batch`` rows before any sound: no codes, no latents, silence."""
+    config, latent, vocoder = model.config, _decoder(model), _vocoder(model)
+    assert isinstance(config.decoder.conditioning, GridConditioning)
+    steps, cells, device = config.decoder.overlap * STEPS, MEL_BINS // LATENT_ROWS, latent.scale.device
     return Past(
-        features,
-        torch.zeros(batch, config.decoder.vae.latent_channels, steps, MEL_BINS // LATENT_ROWS, device=device),
+        torch.zeros(batch, config.decoder.conditioning.channels, steps, cells, device=device, dtype=latent.dtype),
+        torch.zeros(batch, config.decoder.vae.latent_channels, steps, cells, device=device),
         torch.zeros(batch, dtype=torch.bool, device=device),
-        torch.full((batch, back + ahead, MEL_BINS), SILENCE, device=device),
+        torch.full((batch, vocoder.history + vocoder.lookahead, MEL_BINS), SILENCE, device=device),
+        torch.zeros(batch, vocoder.memory, device=device),
         0,
     )
 
@@ -198,29 +190,23 @@ def step(model: CodecModel, codes: Tensor, past: Past, seed: int, options: Sampl
         latents = latent.generate(conditioning, unconditional, draw, options, known)
         overlap = past.latents.shape[2]
         mel = torch.cat([past.mel, latent.mel(latents).float()[:, overlap * LATENT_ROWS :]], 1)
-        wave = vocode(model, mel)
-        keep = past.mel.shape[1]
+        wave = _vocoder(model).extend(mel.mT, past.wave)
         return wave, Past(
             grid[:, :, -overlap:],
             latents[:, :, -overlap:],
             torch.ones_like(past.present),
-            mel[:, -keep:],
+            mel[:, -past.mel.shape[1] :],
+            torch.cat([past.wave, wave], 1)[:, -past.wave.shape[1] :],
             past.window + 1,
         )
 
 
-def vocode(model: CodecModel, mel: Tensor) -> Tensor:
-    """Synthesise the rows of ``mel`` ``[B, M, 64]`` whose context is complete: ``[B, 160 * (M - back - ahead)]``."""
-    back, ahead = vocoder_margins(model)
-    wave = _decoder(model).wave(mel)
-    return wave[:, back * HOP : wave.shape[1] - ahead * HOP]
-
-
 def finish(model: CodecModel, past: Past) -> Tensor:
     """Return the samples ``[B, lookahead]`` that still lag behind, as if silence followed."""
-    _, ahead = vocoder_margins(model)
+    vocoder = _vocoder(model)
     with torch.inference_mode():
-        return vocode(model, functional.pad(past.mel, (0, 0, 0, ahead), value=SILENCE))
+        mel = functional.pad(past.mel, (0, 0, 0, vocoder.lookahead), value=SILENCE)
+        return vocoder.extend(mel.mT, past.wave)
 
 
 def decode_prefix(model: CodecModel, pieces: Iterable[Tensor], seed: int, options: SamplerOptions) -> Iterator[Tensor]:
@@ -236,7 +222,7 @@ def decode_prefix(model: CodecModel, pieces: Iterable[Tensor], seed: int, option
         Consecutive samples ``[B, S]``, together as many as the codes stand for (rounded up to a block).
     """
     past: Past | None = None
-    behind = vocoder_margins(model)[1] * HOP
+    behind = _vocoder(model).lookahead * HOP
     block = model.config.hop_frames
     for codes in _blocks(pieces, block):
         past = begin(model, len(codes)) if past is None else past
@@ -261,3 +247,9 @@ def _blocks(pieces: Iterable[Tensor], block: int) -> Iterator[Tensor]:
 def _decoder(model: CodecModel) -> LatentDiffusion:
     assert model.latent is not None
     return model.latent
+
+
+def _vocoder(model: CodecModel) -> Vocos:
+    vocoder = _decoder(model).vocoder
+    assert isinstance(vocoder, Vocos)
+    return vocoder

@@ -1,6 +1,5 @@
 """The command line, end to end, with a tiny random model in the place of the shipped one."""
 
-import dataclasses
 import io
 import os
 import subprocess
@@ -10,44 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import tiny
 import torch
 from typer.testing import CliRunner, Result
 
 from semanticodec import audio, checkpoints, cli, demo, wire
 from semanticodec.codec import SemantiCodec
-from semanticodec.config import CodecConfig, preset
 from semanticodec.diffusion import SamplerOptions
 from semanticodec.errors import CheckpointError
 from semanticodec.model import CodecModel
 
 
-def tiny(name: str) -> CodecConfig:
-    config = preset(name)
-    mae = dataclasses.replace(config.encoder.mae, dim=32, depth=1, heads=2, pooled_blocks=1)
-    encoder = dataclasses.replace(config.encoder, mae=mae, acoustic_dim=8, lstm_dim=16)
-    unet = dataclasses.replace(config.decoder.unet, base=16, mults=(1, 2), attention_levels=(1,), head_dim=16, groups=8)
-    vocoder = dataclasses.replace(config.decoder.vocoder, dim=32, hidden=32, layers=2, right=(1, 1, 0))
-    vae = dataclasses.replace(config.decoder.vae, base=8, groups=4)
-    decoder = dataclasses.replace(config.decoder, unet=unet, vae=vae, vocoder=vocoder, steps=2)
-    return dataclasses.replace(config, encoder=encoder, decoder=decoder)
-
-
-def random_state(config: CodecConfig, seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    state = CodecModel(config).state_dict()
-    return {
-        name: torch.randn(value.shape, generator=generator) * 0.1
-        if value.is_floating_point() and value.ndim > 1
-        else value
-        for name, value in state.items()
-    }
+CONFIG = tiny.config("mini")
 
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     for name, seed in (("mini", 0), ("other", 1)):
-        checkpoints.save(folder / name, {tiny("mini-100"): random_state(tiny("mini-100"), seed)})
+        model = CodecModel(CONFIG)
+        tiny.fill(model, seed)
+        checkpoints.save(folder / name, {CONFIG: model.state_dict()})
     return folder
 
 
@@ -296,8 +278,8 @@ def test_info(tmp_path: Path) -> None:
     for part in (
         "mini-100, weights ",
         "2.000 s: 96000 samples at 48000 Hz",
-        "12 + 13 bits, 50 per second",
-        "1.250 kbps",
+        "6 + 7 bits, 50 per second",
+        "0.650 kbps",
     ):
         assert part in text
     assert f"{(tmp_path / 'a.scodec').stat().st_size} bytes" in text

@@ -55,7 +55,7 @@ class TestNearest:
         assert (chosen <= distances.amin(2) + 1e-5).all()
 
     def test_roots_tie_where_squares_do_not(self) -> None:
-        """Two squares next to each other have the same root in float32; the published quantiser then takes the first."""
+        """Neighbouring squares have the same root in float32; the published quantiser then takes the first."""
         x, table = torch.zeros(1, 2), torch.tensor([[1.0, 2**-11.5], [1.0, 0.0]])
         assert nearest(x, table).item() == 1
         assert nearest(x, table, root=True).item() == 0

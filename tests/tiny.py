@@ -30,9 +30,7 @@ def config(flavour: str, rate: TokenRate = 100) -> CodecConfig:
         base.encoder, mae=mae, semantic_size=50, acoustic_size=70, acoustic_dim=dim, lstm_layers=1, lstm_dim=12
     )
     context = 2 * dim + 192
-    unet = replace(
-        base.decoder.unet, base=8, mults=(1, 2), res_blocks=1, attention_levels=(1,), head_dim=8, groups=4
-    )
+    unet = replace(base.decoder.unet, base=8, mults=(1, 2), res_blocks=1, attention_levels=(1,), head_dim=8, groups=4)
     decoder = replace(
         base.decoder,
         columns=8 if official else 3,

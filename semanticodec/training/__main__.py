@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import torch
 import typer
 
 from ..checkpoints import WEIGHTS
-from .loop import RunOptions
+from .loop import Precision, RunOptions
 from .stages import RECIPES, STAGES, Session
 
 
@@ -28,21 +29,31 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
     accelerator: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     devices: Annotated[int, typer.Option(help="how many")] = 1,
-    precision: Annotated[str, typer.Option(help="Fabric's name: 32-true, bf16-mixed")] = "32-true",
+    precision: Annotated[Precision, typer.Option(help="of the networks that train")] = "32-true",
     compile: Annotated[bool, typer.Option(help="compile the networks")] = False,
     seed: Annotated[int, typer.Option(help="of crops, masks and noise")] = 0,
 ) -> None:
     """Train one stage; run it again to continue where it stopped."""
     if stage != "all" and stage not in STAGES:
         raise typer.BadParameter(f"no stage is called {stage!r}; choose all or one of {', '.join(STAGES)}")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    level = logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(threads)
-    given = {"minutes": minutes, "steps": steps, "batch": batch}
-    chosen = {key: value for key, value in given.items() if value is not None}
 
     def options(name: str) -> RunOptions:
-        common = {"out": out, "seed": seed, "accelerator": accelerator, "devices": devices, "precision": precision}
-        return replace(RECIPES[name], **common, compile=compile, **chosen)  # type: ignore[arg-type]
+        recipe = RECIPES.get(name, RECIPES["latent"])  # the stages that do not train only need to know where
+        return replace(
+            recipe,
+            out=out,
+            steps=recipe.steps if steps is None else steps,
+            minutes=recipe.minutes if minutes is None else minutes,
+            batch=recipe.batch if batch is None else batch,
+            seed=seed,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+            compile=compile,
+        )
 
     session = Session(audio, out, weights, options)
     for name in STAGES if stage == "all" else (stage,):

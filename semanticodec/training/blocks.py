@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from ..audio import FBANK_LOOKAHEAD, fbank, log_mel
@@ -21,6 +20,7 @@ from ..nn.audiomae import AudioMAE
 from ..nn.quantize import nearest, stack
 from ..nn.vae import AutoencoderKL
 from .data import Clip, Corpus
+from .loop import tracked
 
 log = logging.getLogger(__name__)
 BATCH = 64
@@ -102,7 +102,7 @@ def _fill(
     array: np.ndarray | None = None
     position = 0
     part = path.with_suffix(".part.npy")
-    for clip, count in track(plan, description=path.stem):
+    for clip, count in tracked(plan, path.stem):
         gain = 10 ** (rng.uniform(-10, 3) / 20)
         wave = corpus.wave(clip, -context, count * config.block + context + FBANK_LOOKAHEAD) * gain
         wave = (wave / max(1.0, float(wave.abs().max()))).to(device)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from ..audio import load, resample
 from ..config import SAMPLE_RATE
 from ..errors import AudioError
+from .loop import tracked
 
 log = logging.getLogger(__name__)
 KIND_SHARE = {"speech": 0.5, "music": 0.3, "sound": 0.2}
@@ -64,7 +64,9 @@ class Corpus:
         if not index.exists():
             cache.mkdir(parents=True, exist_ok=True)
             clips = _decode(folder, cache / "audio.i16")
-            index.write_text(json.dumps([vars(clip) for clip in clips]))
+            part = index.with_suffix(".part")
+            part.write_text(json.dumps([vars(clip) for clip in clips]))
+            part.replace(index)
         clips = [Clip(**entry) for entry in json.loads(index.read_text())]
         return cls(np.memmap(cache / "audio.i16", np.int16, "r"), clips)
 
@@ -109,18 +111,28 @@ class Crops:
         return torch.stack(rows)
 
 
+def manifest(folder: Path) -> list[dict[str, str]]:
+    """Read what is known of every recording: file, source, repo, licence, kind, seconds, shard.
+
+    Raises:
+        AudioError: the folder has no manifest.
+    """
+    path = folder / "train_manifest.csv"
+    if not path.exists():
+        raise AudioError(f"{path} is missing; point --audio at a folder with a manifest and its tar shards")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def _decode(folder: Path, target: Path) -> list[Clip]:
-    manifest = folder / "train_manifest.csv"
-    if not manifest.exists():
-        raise AudioError(f"{manifest} is missing; point --audio at a folder with a manifest and its tar shards")
-    rows = {row["file"]: row for row in csv.DictReader(manifest.open()) if row["kind"] != "optional"}
+    rows = {row["file"]: row for row in manifest(folder) if row["kind"] != "optional"}
     clips: list[Clip] = []
     position = 0
     with target.open("wb") as out:
         for shard in sorted({row["shard"] for row in rows.values()}):
             with tarfile.open(folder / shard) as tar:
                 members = [m for m in tar.getmembers() if _key(m.name, rows) is not None]
-                for member in track(members, description=shard):
+                for member in tracked(members, shard):
                     key, stream = _key(member.name, rows), tar.extractfile(member)
                     assert key is not None
                     assert stream is not None

@@ -17,12 +17,12 @@ from torch.utils.tensorboard import SummaryWriter
 from vector_quantize_pytorch import VectorQuantize
 
 from ..config import RATES, CodecConfig, GridConditioning
-from ..latent import Conditioning, Known
+from ..latent import Conditioning, Known, LatentDiffusion
 from ..model import CodecModel
 from ..nn.conditioners import GridConditioner
 from ..nn.quantize import nearest, stack
 from .blocks import Blocks
-from .loop import Logs, RunOptions, adamw, descend, mean_logs
+from .loop import Logs, RunOptions, adamw, channels_last, descend, mean_logs
 
 DROP_STREAM = 0.08
 """Chance that a block's semantic codes are hidden, and the same for its acoustic codes, and for both at once."""
@@ -31,11 +31,13 @@ DROP_PAST = 0.12
 PAST_NOISE = 0.15
 """Most noise mixed into the given latents: in use they are the model's own, not the truth."""
 SKETCH_WEIGHT = 1.0
-FREEZE_CODES_AT = 0.55
+FREEZE_CODES_AT = 0.8
 """Share of the run after which codes stand still and only conditioner and U-Net go on."""
 DENOISED_SHARE = 3
 """Every so many blocks of a batch go through the U-Net; all of them train the codes, which is much cheaper."""
 AVERAGE = 0.999
+TURNS = (100, 50, 100, 25)
+"""Token rates by step: the highest, the default one, has most to learn."""
 
 
 class RateCodes(nn.Module):
@@ -59,9 +61,11 @@ class RateCodes(nn.Module):
 
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (acoustic, semantic) embeddings ``[B, F, D]`` and the commitment loss of features ``[B, P, D]``."""
-        features = stack(patches, self.config.stack)
-        semantic = self.codebooks.semantic[nearest(features, self.codebooks.semantic)]
-        acoustic, _, commitment = self.quantizer(self.residual(features, semantic))
+        # Codes are decided in full precision, as in use.
+        with torch.autocast(patches.device.type, enabled=False):
+            features = stack(patches, self.config.stack)
+            semantic = self.codebooks.semantic[nearest(features, self.codebooks.semantic)]
+            acoustic, _, commitment = self.quantizer(self.residual(features, semantic))
         return acoustic, semantic, commitment.sum()
 
     @torch.no_grad()
@@ -87,11 +91,16 @@ class RateCodes(nn.Module):
 class LatentLoss(nn.Module):
     """The joint objective of one batch at one token rate."""
 
+    scale: Tensor
+
     def __init__(self, models: dict[int, CodecModel], batch: int) -> None:
         super().__init__()
         first = models[RATES[0]]
         assert first.latent is not None
-        self.latent = first.latent
+        # Not a child: of the decoder only the U-Net trains here, and a checkpoint holds nothing else of it.
+        self._latent = (first.latent,)
+        self.unet = first.latent.unet
+        self.register_buffer("scale", first.latent.scale.clone())
         self.rates = nn.ModuleDict({str(rate): RateCodes(model, batch) for rate, model in models.items()})
         self.conditioners = nn.ModuleDict({str(rate): _grid(model) for rate, model in models.items()})
         # The sketch reads latents straight off the grid: a cheap, noise-free gradient for the codes.
@@ -99,6 +108,11 @@ class LatentLoss(nn.Module):
         conditioning = first.config.decoder.conditioning
         assert isinstance(conditioning, GridConditioning)
         self.sketch = nn.Conv2d(conditioning.channels, channels, 1)
+
+    @property
+    def latent(self) -> LatentDiffusion:
+        """The decoder whose U-Net this trains."""
+        return self._latent[0]
 
     def codes(self, rate: int) -> RateCodes:
         """Return what belongs to one rate."""
@@ -176,23 +190,23 @@ class LatentStage:
         first.latent.scale.fill_(1 / float(sample.std()))
         first.latent.vae.requires_grad_(False)
         first.latent.vocoder.requires_grad_(False)
-        self.raw = LatentLoss(models, options.batch)
-        some = np.sort(
-            np.random.default_rng(options.seed).choice(len(blocks.features), min(1024, len(blocks.features)), False)
-        )
+        usable = ~blocks.first
+        self.pool = {held: np.flatnonzero(usable & (blocks.held_out == held)) for held in (False, True)}
+        self.raw = LatentLoss(models, options.batch * options.devices)
+        count = min(1024, len(self.pool[False]))
+        some = np.sort(np.random.default_rng(options.seed).choice(self.pool[False], count, replace=False))
         patches = torch.from_numpy(blocks.features[some].astype(np.float32))
         for rate in RATES:
             self.raw.codes(rate).start(patches)
         self.average = copy.deepcopy(first.latent.unet).requires_grad_(False)
-        usable = ~blocks.first
-        self.pool = {held: np.flatnonzero(usable & (blocks.held_out == held)) for held in (False, True)}
 
     def setup(self, fabric: Fabric) -> None:
         """Wrap the objective and its optimiser."""
         self.fabric = fabric
         latent = self.models[RATES[0]].latent
         assert latent is not None
-        latent.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        latent.to(fabric.device)
+        channels_last(latent.unet)
         if self.options.compile:
             latent.unet.compile()
         self.model, self.optimizer = fabric.setup(self.raw, adamw(self.raw, self.options.learning_rate))
@@ -235,7 +249,7 @@ class LatentStage:
 
     def step(self, fabric: Fabric, index: int, progress: float) -> Logs:
         """Take one step at one token rate; the rates take turns."""
-        rate = RATES[index % len(RATES)]
+        rate = TURNS[index % len(TURNS)]
         count = max(1, self.options.batch // DENOISED_SHARE)
         batch = self.options.batch
         if progress >= FREEZE_CODES_AT:

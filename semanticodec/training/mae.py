@@ -52,8 +52,9 @@ class MaskedAutoencoder(nn.Module):
         count = round(tokens.shape[1] * (1 - MASKED))
         seen, hidden = order[:, :count, None], order[:, count:, None]
         visible = self.mae.transform(tokens.gather(1, seen.expand(-1, -1, tokens.shape[2])))
+        visible = self.widen(visible)
         x = self.mask_token.expand(len(tokens), tokens.shape[1], -1).to(visible.dtype)
-        x = x.scatter(1, seen.expand(-1, -1, x.shape[2]), self.widen(visible)) + self.positions
+        x = x.scatter(1, seen.expand(-1, -1, x.shape[2]), visible) + self.positions
         for block in self.blocks:
             x = block(x)
         predicted = self.predict(self.norm(x))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -21,46 +20,53 @@ from ..errors import CheckpointError
 from ..model import CodecModel
 from ..nn.audiomae import AudioMAE
 from ..nn.vae import AutoencoderKL
+from ..nn.vocos import Vocos
 from .blocks import Blocks, kmeans, prepare
-from .data import Corpus
+from .data import Corpus, manifest
 from .latent import LatentLoss, LatentStage, share_decoder
-from .loop import RunOptions, train
+from .loop import RunOptions, launch, train
 from .mae import MAEStage, MaskedAutoencoder
 from .vae import VAELoss, VAEStage
-from .vocoder import VocoderStage
+from .vocoder import MagnitudeLoss, VocoderStage
 
 log = logging.getLogger(__name__)
 RECIPES = {
     "mae": RunOptions(Path(), steps=100_000, minutes=17, batch=48, learning_rate=1e-3),
     "vae": RunOptions(Path(), steps=100_000, minutes=30, batch=12, learning_rate=2e-3),
+    "vae_decoder": RunOptions(Path(), steps=100_000, minutes=15, batch=12, learning_rate=1.5e-3),
     "vocoder": RunOptions(Path(), steps=100_000, minutes=75, batch=8, learning_rate=1e-3),
     "latent": RunOptions(Path(), steps=100_000, minutes=70, batch=96, learning_rate=8e-4, evaluate_every=300),
 }
 """What the shipped weights were trained with on two CPU cores; on a GPU give more steps, larger batches."""
 
 
+def mini() -> dict[int, CodecConfig]:
+    """Return the mini preset of each token rate."""
+    return {rate: PRESETS[f"mini-{rate}"] for rate in RATES}
+
+
 @dataclass(frozen=True)
 class Session:
-    """One training run: where things are and how each stage runs."""
+    """One training run: where things are, how each stage runs, and what is trained."""
 
     audio: Path
     out: Path
     weights: Path
     options: Callable[[str], RunOptions]
+    configs: dict[int, CodecConfig] = field(default_factory=mini)
 
     @cached_property
     def corpus(self) -> Corpus:
         """The recordings."""
         return Corpus.open(self.audio, self.out / "audio")
 
-    @cached_property
-    def configs(self) -> dict[int, CodecConfig]:
-        """The mini preset of each token rate."""
-        return {rate: PRESETS[f"mini-{rate}"] for rate in RATES}
-
-    def device(self) -> str:
-        """Where frozen networks compute."""
-        return self.options("latent").accelerator
+    def start(self, stage: str) -> tuple[RunOptions, Fabric]:
+        """Start the processes of a stage; the recordings are decoded by the first of them."""
+        options = self.options(stage)
+        fabric = launch(options)
+        with fabric.rank_zero_first():
+            log.info("%s: %d recordings", stage, len(self.corpus.clips))
+        return options, fabric
 
     def trained(self, stage: str, module: nn.Module, key: str = "model") -> None:
         """Fill ``module`` from a stage's checkpoint.
@@ -68,10 +74,14 @@ class Session:
         Raises:
             CheckpointError: the stage has not been run.
         """
-        path = self.out / f"{stage}.pt"
+        path = self._made_by(stage, f"{stage}.pt")
+        Fabric(accelerator="cpu", devices=1).load(path, {key: module}, weights_only=True)
+
+    def _made_by(self, stage: str, name: str) -> Path:
+        path = self.out / name
         if not path.exists():
             raise CheckpointError(f"{path} is missing; run the stage {stage!r} first")
-        Fabric(accelerator="cpu", devices=1).load(path, {key: module})
+        return path
 
     def mae(self) -> AudioMAE:
         """The trained AudioMAE."""
@@ -79,16 +89,27 @@ class Session:
         self.trained("mae", module)
         return module.mae
 
-    def vae(self) -> AutoencoderKL:
-        """The trained autoencoder, both halves."""
+    def vae(self, *, polished: bool = True) -> AutoencoderKL:
+        """The trained autoencoder, both halves; ``polished``: with the decoder that went on learning alone."""
         module = VAELoss(AutoencoderKL(self.configs[RATES[0]].decoder.vae))
-        self.trained("vae", module)
+        self.trained("vae_decoder" if polished else "vae", module)
         return module.vae
 
     def blocks(self, *, latents: bool) -> Blocks:
         """Features (and latents) of all blocks, from the trained AudioMAE and autoencoder."""
-        vae = self.vae() if latents else None
-        return prepare(self.corpus, self.configs[RATES[0]], self.mae(), vae, self.out, self.device())
+        mae, vae = self.mae(), self.vae(polished=False) if latents else None
+        for array, stage in (("features.npy", "mae"), ("latents.npy", "vae")):
+            if _older(self.out / array, self.out / f"{stage}.pt"):
+                log.info("%s is older than the stage %s: computing it again", array, stage)
+                (self.out / array).unlink()
+        return prepare(self.corpus, self.configs[RATES[0]], mae, vae, self.out, self.options("latent").accelerator)
+
+    def place_vae(self, model: CodecModel) -> None:
+        """Copy the decoder half of the trained autoencoder into a model."""
+        assert model.latent is not None
+        wanted = model.latent.vae.state_dict()
+        found = self.vae().state_dict()
+        model.latent.vae.load_state_dict({name: found[name] for name in wanted})
 
     def models(self) -> dict[int, CodecModel]:
         """One model per token rate, sharing everything but codes, with AudioMAE, centroids, VAE and vocoder trained."""
@@ -98,79 +119,102 @@ class Session:
         assert first.latent is not None
         assert first.mae is not None
         first.mae.load_state_dict(self.mae().state_dict())
-        wanted = first.latent.vae.state_dict()
-        first.latent.vae.load_state_dict(
-            {name: value for name, value in self.vae().state_dict().items() if name in wanted}
-        )
+        self.place_vae(first)
         for rate, model in models.items():
-            table = np.load(self.out / f"semantic_{rate}.npy")
+            table = np.load(self._made_by("semantic", f"semantic_{rate}.npy"))
             model.codebooks.semantic.copy_(torch.from_numpy(table))
         return models
 
 
+def _older(path: Path, source: Path) -> bool:
+    """Tell whether ``path`` was made before the present version of what it is made from."""
+    return path.exists() and source.exists() and path.stat().st_mtime < source.stat().st_mtime
+
+
 def _mae(session: Session) -> None:
-    options = session.options("mae")
-    train(MAEStage(session.corpus, session.configs[RATES[0]].encoder.mae, options), options)
+    options, fabric = session.start("mae")
+    train(MAEStage(session.corpus, session.configs[RATES[0]].encoder.mae, options), options, fabric)
 
 
 def _semantic(session: Session) -> None:
-    blocks = session.blocks(latents=False)
-    for rate, config in session.configs.items():
-        np.save(session.out / f"semantic_{rate}.npy", kmeans(blocks, config).numpy())
+    _, fabric = session.start("semantic")
+    with fabric.rank_zero_first():
+        blocks = session.blocks(latents=False)
+    for rate, config in session.configs.items() if fabric.is_global_zero else ():
+        path = session.out / f"semantic_{rate}.npy"
+        if not path.exists() or _older(path, session.out / "features.npy"):
+            part = path.with_suffix(".part.npy")
+            np.save(part, kmeans(blocks, config).numpy())
+            part.replace(path)
+    fabric.barrier()
 
 
 def _vae(session: Session) -> None:
-    options = session.options("vae")
-    train(VAEStage(session.corpus, session.configs[RATES[0]], options), options)
+    options, fabric = session.start("vae")
+    train(VAEStage(session.corpus, session.configs[RATES[0]], options), options, fabric)
+
+
+def _vae_decoder(session: Session) -> None:
+    options, fabric = session.start("vae_decoder")
+    vae = session.vae(polished=False)
+    train(VAEStage(session.corpus, session.configs[RATES[0]], options, vae), options, fabric)
 
 
 def _vocoder(session: Session) -> None:
-    options, config = session.options("vocoder"), session.configs[RATES[0]]
-    train(VocoderStage(session.corpus, config, session.vae(), options), options)
+    options, fabric = session.start("vocoder")
+    train(VocoderStage(session.corpus, session.configs[RATES[0]], session.vae(), options), options, fabric)
 
 
 def _latent(session: Session) -> None:
-    options = session.options("latent")
-    train(LatentStage(session.blocks(latents=True), session.models(), options), options)
+    options, fabric = session.start("latent")
+    with fabric.rank_zero_first():
+        blocks = session.blocks(latents=True)
+    train(LatentStage(blocks, session.models(), options), options, fabric)
 
 
 def _export(session: Session) -> None:
     """Write the native folder, in half precision, with the averaged U-Net."""
+    _, fabric = session.start("export")
+    if not fabric.is_global_zero:
+        return
+    card = _card(session)
     models = session.models()
     first = models[RATES[0]]
     assert first.latent is not None
-    loss = LatentLoss(models, session.options("latent").batch)
+    loss = LatentLoss(models, 1)
     session.trained("latent", loss)
     session.trained("latent", first.latent.unet, "average")
-    session.trained("vocoder", first.latent.vocoder)
+    first.latent.scale.copy_(loss.scale)
+    # The last stage's checkpoint holds the autoencoder and vocoder of the day it began; these may have improved since.
+    session.place_vae(first)
+    assert isinstance(first.latent.vocoder, Vocos)
+    session.trained("vocoder", MagnitudeLoss(first.latent.vocoder))
     states = {}
     for rate, model in models.items():
         loss.codes(rate).store()
         states[session.configs[rate]] = {name: value.half() for name, value in model.state_dict().items()}
     checkpoints.save(session.weights, states)
-    (session.weights / "README.md").write_text(_card(session))
+    (session.weights / "README.md").write_text(card)
     size = sum(path.stat().st_size for path in session.weights.glob("*.safetensors"))
     log.info("wrote %s, %.1f MB", session.weights, size / 1e6)
 
 
 def _card(session: Session) -> str:
     """Return the model card: what the weights are and whose recordings they learnt from."""
-    hours: Counter[tuple[str, str, str]] = Counter()
+    hours: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     names = {clip.name for clip in session.corpus.clips}
-    with (session.audio / "train_manifest.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["file"] in names:
-                hours[row["source"], row["repo"], row["licence"]] += float(row["seconds"]) / 3600  # type: ignore[assignment]
+    for row in manifest(session.audio):
+        if row["file"] in names:
+            hours[row["source"], row["repo"], row["licence"]] += float(row["seconds"]) / 3600
     lines = [
         f"| {source} | {repo} | {licence} | {time:.2f} |" for (source, repo, licence), time in sorted(hours.items())
     ]
-    total = sum(hours.values())
     return "\n".join(
         [
             "# mini",
             "",
             f"Weights of the presets {', '.join(config.name for config in session.configs.values())}, half precision,",
-            f"trained by `python -m semanticodec.training all` on {total:.1f} hours of recordings:",
+            f"trained by `python -m semanticodec.training all` on {sum(hours.values()):.1f} hours of recordings:",
             "",
             "| source | repository | licence | hours |",
             "|---|---|---|---|",
@@ -184,6 +228,7 @@ STAGES: dict[str, Callable[[Session], None]] = {
     "mae": _mae,
     "semantic": _semantic,
     "vae": _vae,
+    "vae_decoder": _vae_decoder,
     "vocoder": _vocoder,
     "latent": _latent,
     "export": _export,

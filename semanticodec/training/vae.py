@@ -1,4 +1,8 @@
-"""Stage 3: the KL autoencoder of the log-mel spectrogram.  B batch, T mel rows."""
+"""Stage 3: the KL autoencoder of the log-mel spectrogram, and later its decoder alone.  B batch, T mel rows.
+
+Once the encoder stands still (the last stage's latents come from it), the decoder can go on learning, from latents as
+imperfect as those that diffusion makes.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +17,48 @@ from ..audio import log_mel
 from ..config import HOP, LATENT_ROWS, PATCH, CodecConfig
 from ..nn.vae import AutoencoderKL
 from .data import Corpus, Crops
-from .loop import Logs, RunOptions, adamw, descend, mean_logs
+from .loop import Logs, RunOptions, adamw, channels_last, descend, mean_logs
 
 KL_WEIGHT = 2e-4
 """Small: the latent must carry the sound, and diffusion needs it only roughly at unit scale."""
 
 
+IMPERFECTION = 0.08
+"""Noise on the latents while the decoder trains alone, relative to their standard deviation."""
+
+
 class VAELoss(nn.Module):
     """Reconstruction and KL terms of one batch."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL, *, decoder_only: bool = False) -> None:
         super().__init__()
         self.vae = vae
+        self.decoder_only = decoder_only
+        if decoder_only:
+            assert vae.encoder is not None
+            assert vae.quant_conv is not None
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
 
     def forward(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean absolute error, KL per latent value, and the reconstruction of ``mel`` ``[B, 1, T, 64]``."""
         mean, logvar = self.vae.encode(mel)
-        picture = self.vae.decode(mean + (0.5 * logvar).exp() * noise)
+        spread = IMPERFECTION * mean.std() if self.decoder_only else (0.5 * logvar).exp()
+        picture = self.vae.decode(mean + spread * noise)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return (picture - mel).abs().mean(), kl, picture
 
 
 class VAEStage:
-    """Train the autoencoder on crops as long as the decoder's windows."""
+    """Train the autoencoder, or only the decoder of a trained one, on crops as long as the decoder's windows."""
 
-    name = "vae"
-
-    def __init__(self, corpus: Corpus, config: CodecConfig, options: RunOptions) -> None:
+    def __init__(
+        self, corpus: Corpus, config: CodecConfig, options: RunOptions, trained: AutoencoderKL | None = None
+    ) -> None:
         self.options = options
-        self.raw: nn.Module = VAELoss(AutoencoderKL(config.decoder.vae))
+        self.name = "vae" if trained is None else "vae_decoder"
+        vae = AutoencoderKL(config.decoder.vae) if trained is None else trained
+        self.raw: nn.Module = VAELoss(vae, decoder_only=trained is not None)
         self.channels = config.decoder.vae.latent_channels
         length = config.decoder.columns * PATCH * HOP
         self.crops = Crops(corpus, length, options.batch, seed=options.seed + 10)
@@ -50,7 +67,7 @@ class VAEStage:
     def setup(self, fabric: Fabric) -> None:
         """Wrap the model and its optimiser."""
         self.fabric = fabric
-        self.raw.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.raw)
         if self.options.compile:
             self.raw.compile()
         self.model, self.optimizer = fabric.setup(self.raw, adamw(self.raw, self.options.learning_rate))
