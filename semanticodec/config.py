@@ -381,7 +381,7 @@ def _mini(rate: TokenRate) -> CodecConfig:
             ),
             vae=VAEConfig(base=16, mults=(1, 2, 4), res_blocks=1, groups=8),
             vocoder=VocosConfig(),
-            steps=8,
+            steps=2,
             guidance=1.0,
         ),
     )

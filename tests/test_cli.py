@@ -19,7 +19,6 @@ from semanticodec.diffusion import SamplerOptions
 from semanticodec.errors import CheckpointError
 from semanticodec.model import CodecModel
 
-
 CONFIG = tiny.config("mini")
 
 

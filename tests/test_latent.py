@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,10 +18,9 @@ pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture
-def inference() -> None:
-    torch.set_grad_enabled(False)
-    yield
-    torch.set_grad_enabled(True)
+def inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
 
 
 def core(flavour: str) -> LatentDiffusion:

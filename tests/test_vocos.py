@@ -88,9 +88,9 @@ class TestInversion:
         partials = ((437.0, 0.3), (1251.0, 0.2), (2903.0, 0.1))
         return sum(a * torch.sin(2 * torch.pi * f / 16000 * time + f) for f, a in partials).float()[None]
 
-    @pytest.mark.parametrize("n_fft", [640, 1024])
-    def test_tones_go_on(self, n_fft: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        module = vocoder(replace(NARROW, n_fft=n_fft))
+    def test_tones_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The wave itself at first; phases may drift away from it slowly, the spectrogram may not."""
+        module = vocoder()
         back, ahead, rows = module.history, module.lookahead, 32
         total = module.margin + (back + rows + ahead) * 160 + module.margin
         wave = self.tones(total)
@@ -98,9 +98,12 @@ class TestInversion:
         got = module.extend(torch.zeros(1, 64, back + rows + ahead), wave[:, : module.memory])
         want = wave[:, module.memory : module.memory + rows * 160]
         assert got.shape == want.shape
-        error = (got - want).square().mean() / want.square().mean()
-        assert error < 0.05
-        assert (got[:, :160] - want[:, :160]).abs().max() < 0.1
+        assert (got - want)[:, :160].square().mean() < 0.03 * want[:, :160].square().mean()
+        asked = given_magnitudes(module, wave)[:, back - 6 : back + rows - 6].exp()
+        heard = given_magnitudes(module, torch.cat([wave[:, : module.memory], got], 1))[:, back - 6 :].exp()
+        errors = (heard - asked[:, : heard.shape[1]]).square().sum(-1) / asked[:, : heard.shape[1]].square().sum(-1)
+        assert errors.shape[1] >= 30
+        assert errors.max() < 0.03
 
     def test_magnitudes_come_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From silence, where no phase is known, the spectrogram is what was asked for within a few dB."""

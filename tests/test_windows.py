@@ -302,12 +302,13 @@ class TestSteps:
 
     def test_begin_is_what_training_calls_no_past(self, rate: int) -> None:
         """Training multiplies features and latents of a past that is absent with zero, and its mask is zero."""
-        start = begin(codec("mini", rate).model, 2)
+        model = codec("mini", rate).model
+        start = begin(model, 2)
         for value in (start.features, start.latents, start.present, start.wave):
             assert len(value) == 2
             assert not value.any()
         assert (start.mel == torch.tensor(1e-5).log()).all()
-        _, after = step(codec("mini", rate).model, random_codes(config("mini", rate), config("mini", rate).hop_frames, 2), start, 0, SamplerOptions())
+        _, after = step(model, random_codes(model.config, model.config.hop_frames, 2), start, 0, SamplerOptions())
         assert after.present.all()
         assert [x.shape for x, _ in tensors(after, start)] == [y.shape for _, y in tensors(after, start)]
 

@@ -461,6 +461,14 @@ class TestDamage:
         assert [(gap.start, gap.stop) for gap in got.gaps] == [(150, 200)]
         assert "frames" in got.gaps[0].reason or "CRC" in got.gaps[0].reason
 
+    def test_a_sync_is_found_wherever_reads_end(self) -> None:
+        data, whole = make_file(20), make_codes(20)
+        begin = spans(data)[0][0]
+        for junk in range(1, 15):
+            got = read_codes(OneWay(data[:begin] + bytes(junk) + data[begin:]), salvage=True)
+            np.testing.assert_array_equal(got.codes, whole)
+            assert [(gap.start, gap.stop) for gap in got.gaps] == [(0, 0)]
+
     def test_a_lost_tail_loses_no_codes(self) -> None:
         data = make_file(40)
         cut = data[: data.rindex(wire.TAIL_SYNC)]

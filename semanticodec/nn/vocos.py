@@ -144,7 +144,8 @@ class Vocos(nn.Module):
             return result
 
         def spectrum(samples: Tensor) -> Tensor:
-            return torch.fft.rfft(samples.unfold(1, size, HOP) * window)
+            result: Tensor = torch.fft.rfft(samples.unfold(1, size, HOP) * window)
+            return result
 
         last = max((known.shape[1] - size) // HOP, 0)
         start = self.start.float()

@@ -113,7 +113,7 @@ def launch(options: RunOptions) -> Fabric:
     codebooks keep their own averages in step, so that buffers need no copying.
     """
     strategy = (
-        DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, timeout=timedelta(hours=12))
+        DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, timeout=timedelta(hours=2))
         if options.devices > 1
         else "auto"
     )

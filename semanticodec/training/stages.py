@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 RECIPES = {
     "mae": RunOptions(Path(), steps=100_000, minutes=17, batch=48, learning_rate=1e-3),
     "vae": RunOptions(Path(), steps=100_000, minutes=30, batch=12, learning_rate=2e-3),
-    "vae_decoder": RunOptions(Path(), steps=100_000, minutes=15, batch=12, learning_rate=1.5e-3),
+    "vae_decoder": RunOptions(Path(), steps=100_000, minutes=28, batch=12, learning_rate=1.5e-3),
     "vocoder": RunOptions(Path(), steps=100_000, minutes=75, batch=8, learning_rate=1e-3),
     "latent": RunOptions(Path(), steps=100_000, minutes=70, batch=96, learning_rate=8e-4, evaluate_every=300),
 }
@@ -104,13 +104,6 @@ class Session:
                 (self.out / array).unlink()
         return prepare(self.corpus, self.configs[RATES[0]], mae, vae, self.out, self.options("latent").accelerator)
 
-    def place_vae(self, model: CodecModel) -> None:
-        """Copy the decoder half of the trained autoencoder into a model."""
-        assert model.latent is not None
-        wanted = model.latent.vae.state_dict()
-        found = self.vae().state_dict()
-        model.latent.vae.load_state_dict({name: found[name] for name in wanted})
-
     def models(self) -> dict[int, CodecModel]:
         """One model per token rate, sharing everything but codes, with AudioMAE, centroids, VAE and vocoder trained."""
         models = {rate: CodecModel(config) for rate, config in self.configs.items()}
@@ -119,7 +112,9 @@ class Session:
         assert first.latent is not None
         assert first.mae is not None
         first.mae.load_state_dict(self.mae().state_dict())
-        self.place_vae(first)
+        wanted = first.latent.vae.state_dict()
+        found = self.vae().state_dict()
+        first.latent.vae.load_state_dict({name: found[name] for name in wanted})
         for rate, model in models.items():
             table = np.load(self._made_by("semantic", f"semantic_{rate}.npy"))
             model.codebooks.semantic.copy_(torch.from_numpy(table))
@@ -185,8 +180,6 @@ def _export(session: Session) -> None:
     session.trained("latent", loss)
     session.trained("latent", first.latent.unet, "average")
     first.latent.scale.copy_(loss.scale)
-    # The last stage's checkpoint holds the autoencoder and vocoder of the day it began; these may have improved since.
-    session.place_vae(first)
     assert isinstance(first.latent.vocoder, Vocos)
     session.trained("vocoder", MagnitudeLoss(first.latent.vocoder))
     states = {}

@@ -14,39 +14,54 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..audio import log_mel
-from ..config import HOP, LATENT_ROWS, PATCH, CodecConfig
+from ..config import HOP, LATENT_ROWS, MEL_BINS, PATCH, CodecConfig
 from ..nn.vae import AutoencoderKL
 from .data import Corpus, Crops
 from .loop import Logs, RunOptions, adamw, channels_last, descend, mean_logs
 
 KL_WEIGHT = 2e-4
 """Small: the latent must carry the sound, and diffusion needs it only roughly at unit scale."""
-
-
-IMPERFECTION = 0.08
+IMPERFECTION = 0.12
 """Noise on the latents while the decoder trains alone, relative to their standard deviation."""
 
 
 class VAELoss(nn.Module):
     """Reconstruction and KL terms of one batch."""
 
-    def __init__(self, vae: AutoencoderKL, *, decoder_only: bool = False) -> None:
+    def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
-        self.decoder_only = decoder_only
-        if decoder_only:
-            assert vae.encoder is not None
-            assert vae.quant_conv is not None
-            vae.encoder.requires_grad_(False)
-            vae.quant_conv.requires_grad_(False)
 
     def forward(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean absolute error, KL per latent value, and the reconstruction of ``mel`` ``[B, 1, T, 64]``."""
         mean, logvar = self.vae.encode(mel)
-        spread = IMPERFECTION * mean.std() if self.decoder_only else (0.5 * logvar).exp()
-        picture = self.vae.decode(mean + spread * noise)
+        picture = self.vae.decode(mean + (0.5 * logvar).exp() * noise)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         return (picture - mel).abs().mean(), kl, picture
+
+
+class MelDecoderLoss(nn.Module):
+    """Reconstruction as the codec decodes: a window begins with latents of the one before, all are noisy."""
+
+    def __init__(self, vae: AutoencoderKL, config: CodecConfig) -> None:
+        super().__init__()
+        assert vae.encoder is not None
+        assert vae.quant_conv is not None
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+        self.vae = vae
+        self.overlap = config.decoder.overlap * PATCH
+        self.window = config.decoder.columns * PATCH
+
+    def forward(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean absolute error, zero, and the reconstruction of the last window of ``mel`` ``[B, 1, T, 64]``."""
+        now = mel[:, :, -self.window :]
+        steps = self.overlap // LATENT_ROWS
+        with torch.no_grad():
+            before, after = self.vae.encode(torch.cat([mel[:, :, : self.window], now]))[0].chunk(2)
+            z = torch.cat([before[:, :, -steps:], after[:, :, steps:]], 2)
+        picture = self.vae.decode(z + IMPERFECTION * z.std() * noise)
+        return (picture - now).abs().mean(), mel.new_zeros(()), picture
 
 
 class VAEStage:
@@ -57,10 +72,13 @@ class VAEStage:
     ) -> None:
         self.options = options
         self.name = "vae" if trained is None else "vae_decoder"
-        vae = AutoencoderKL(config.decoder.vae) if trained is None else trained
-        self.raw: nn.Module = VAELoss(vae, decoder_only=trained is not None)
-        self.channels = config.decoder.vae.latent_channels
-        length = config.decoder.columns * PATCH * HOP
+        decoder = config.decoder
+        self.raw: nn.Module = VAELoss(AutoencoderKL(decoder.vae))
+        if trained is not None:
+            self.raw = MelDecoderLoss(trained, config)
+        self.shape = (decoder.vae.latent_channels, decoder.columns * PATCH // LATENT_ROWS, MEL_BINS // LATENT_ROWS)
+        columns = decoder.columns if trained is None else 2 * decoder.columns - decoder.overlap
+        length = columns * PATCH * HOP
         self.crops = Crops(corpus, length, options.batch, seed=options.seed + 10)
         self.held_out = Crops(corpus, length, 64, seed=1, held_out=True)
 
@@ -82,9 +100,9 @@ class VAEStage:
 
     def _run(self, wave: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mel = log_mel(wave.to(self.fabric.device))[:, None]
-        shape = (len(mel), self.channels, mel.shape[2] // LATENT_ROWS, mel.shape[3] // LATENT_ROWS)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(mel.device)
-        return (*self.model(mel, noise), mel)
+        noise = torch.randn((len(mel), *self.shape), generator=torch.Generator().manual_seed(seed)).to(mel.device)
+        error, kl, picture = self.model(mel, noise)
+        return error, kl, picture, mel[:, :, -picture.shape[2] :]
 
     def step(self, fabric: Fabric, index: int, progress: float) -> Logs:
         """Take one step."""

@@ -22,7 +22,7 @@ from .loop import Logs, RunOptions, adamw, descend, mean_logs
 from .vae import IMPERFECTION
 
 ROWS = 64
-MEL_WEIGHT = 1.0
+MEL_WEIGHT = 3.0
 
 
 class MagnitudeLoss(nn.Module):
