@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from . import wire
-from .config import DEFAULT_PRESET, SAMPLE_RATE
+from .config import DEFAULT_PRESET, PRESETS, SAMPLE_RATE
 from .errors import AudioError, CheckpointError, CorruptedError, SemantiCodecError
 
 if TYPE_CHECKING:
@@ -136,7 +136,13 @@ def decode(
             _complain(job.label, _describe(gap))
         if not recording.codes.size:
             raise AudioError("there are no codes to decode")
-        codec = load(model or recording.header.preset, recording.header.preset)
+        preset = recording.header.preset
+        # A name in a stranger's file must not choose which folder is read.
+        if model is None and preset not in PRESETS:
+            raise CheckpointError(
+                f"made by {preset!r}, which is no preset; name the folder of its weights with --model"
+            )
+        codec = load(model or preset, preset)
         check_weights(recording.header, codec)
         return job, recording, codec
 

@@ -281,6 +281,8 @@ class SemantiCodec:
 
     def _decode(self, pieces: Iterable[Tensor], seed: int, options: SamplerOptions) -> Iterator[Tensor]:
         """Decode consecutive pieces and cut off what the last window has beyond the codes."""
+        if self.model.latent is None:
+            raise ConfigError("only the encoder half is loaded; use parts='all' or 'decoder' to decode")
         frames = sent = rows = 0
 
         def counted() -> Iterator[Tensor]:
@@ -307,8 +309,6 @@ class SemantiCodec:
         return self.model.embed(codes.to(self.device))
 
     def _checked(self, codes: Tensor | np.ndarray, streams: Streams) -> Tensor:
-        if self.model.latent is None:
-            raise ConfigError("only the encoder half is loaded; use parts='all' or 'decoder' to decode")
         if streams not in get_args(Streams):
             raise ConfigError(f"streams {streams!r} are unknown; choose one of {', '.join(get_args(Streams))}")
         codes = _tensor(codes)

@@ -381,8 +381,8 @@ def _mini(rate: TokenRate) -> CodecConfig:
             ),
             vae=VAEConfig(base=16, mults=(1, 2, 4), res_blocks=1, groups=8),
             vocoder=VocosConfig(),
-            steps=2,
-            guidance=1.0,
+            steps=1,
+            guidance=1.15,
         ),
     )
 

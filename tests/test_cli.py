@@ -28,6 +28,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, seed in (("mini", 0), ("other", 1)):
         model = CodecModel(CONFIG)
         tiny.fill(model, seed)
+        model.latent.vocoder.head.bias.data.add_(5)  # loud enough for 16 bits
         checkpoints.save(folder / name, {CONFIG: model.state_dict()})
     return folder
 
@@ -98,7 +99,7 @@ class TestRoundTrip:
         want = audio.resample(decoded, 16000, 44100)[:, :44100]
         got, _ = audio.load(tmp_path / "b.wav")
         assert want.abs().max() > 1e-2
-        torch.testing.assert_close(got, want.clamp(-1, 1), atol=2e-3, rtol=0)
+        torch.testing.assert_close(got, want.clamp(-1, 1), atol=5e-5, rtol=0)
 
     def test_the_seed_and_the_steps_count(self, tmp_path: Path) -> None:
         make_sound(tmp_path / "a.wav")
@@ -187,7 +188,8 @@ class TestManyFiles:
         for path in (tree / "out1").rglob("*.wav"):
             one, _ = audio.load(path)
             three, _ = audio.load(tree / "out3" / path.relative_to(tree / "out1"))
-            torch.testing.assert_close(one, three, atol=1 / 32768, rtol=0)
+            # Matrix products of another batch size round differently, and the phase iterations amplify that.
+            torch.testing.assert_close(one, three, atol=1e-3, rtol=0)
 
     def test_one_bad_file_does_not_stop_the_others(self, tree: Path) -> None:
         (tree / "in" / "broken.wav").write_bytes(b"RIFF, but no wave")
@@ -261,6 +263,14 @@ class TestDamage:
         assert result.exit_code == 1
         assert "with weights" in result.stderr
         assert "--model" in result.stderr
+
+    def test_a_file_cannot_choose_a_folder(self, tmp_path: Path, weights: Path) -> None:
+        header = wire.Header(str(weights / "mini"), "00000000", 100, 16000, 1, CONFIG.code_bits, 320)
+        with (tmp_path / "hostile.scodec").open("wb") as file:
+            wire.write_codes(file, header, np.zeros((1, 2, 1), int))
+        result = run("decode", "hostile.scodec")
+        assert result.exit_code == 1
+        assert "is no preset" in result.stderr
 
     def test_nothing_left_to_salvage(self, damaged: Path) -> None:
         data = (damaged / "damaged.scodec").read_bytes()

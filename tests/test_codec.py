@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny import FLAVOURS, codec, config, fill, noise, random_codes
 from torch import Tensor
 
-from semanticodec.audio import resample
+from semanticodec.audio import log_mel, resample
 from semanticodec.codec import SemantiCodec, _mono16k
 from semanticodec.config import RATES, CodecConfig, TokenRate
 from semanticodec.diffusion import PUBLISHED, SamplerOptions
@@ -26,8 +26,6 @@ from semanticodec.nn.quantize import nearest, stack
 
 FAST = SamplerOptions(steps=1, guidance=1.0)
 PAIRS = list(itertools.product(FLAVOURS, RATES))
-CLOSE = {"rtol": 0.0, "atol": 1e-4}
-"""Rows of a batch equal rows alone up to the rounding of larger matrix products; samples here are about 0.1."""
 
 flavours = pytest.mark.parametrize("flavour", FLAVOURS)
 pairs = pytest.mark.parametrize(("flavour", "rate"), PAIRS)
@@ -50,7 +48,7 @@ def in_range(codes: Tensor, small: CodecConfig, frames: int) -> None:
 
 class TestLengths:
     @pairs
-    @settings(max_examples=12)
+    @settings(max_examples=8)
     @given(samples=st.one_of(st.integers(1, 6000), st.integers(1, 480_000)))
     @example(480_000)
     @example(1)
@@ -60,7 +58,7 @@ class TestLengths:
         in_range(small.encode(sound(480_000)[:samples], 16000), small.config, frames)
 
     @pairs
-    @settings(max_examples=8)
+    @settings(max_examples=5)
     @given(samples=st.integers(1, 45_000))
     @example(1)
     @example(20_480)
@@ -73,10 +71,9 @@ class TestLengths:
         assert (wave.shape, wave.dtype) == ((1, samples), torch.float32)
         assert torch.isfinite(wave).all()
 
-    @pairs
+    @flavours
+    @pytest.mark.parametrize("rate", [100, 25])
     def test_thirty_seconds_there_and_back(self, flavour: str, rate: TokenRate) -> None:
-        if rate == 50:
-            pytest.skip("between the other two")
         small = codec(flavour, rate)
         codes = small.encode(sound(480_000), 16000)
         assert small.decode(codes, length=480_000, options=FAST).shape == (1, 480_000)
@@ -186,11 +183,19 @@ class TestIndependence:
         assert torch.equal(codes, torch.cat([small.encode(row, 16000) for row in waves]))
         options = SamplerOptions(guidance=2.0)
         whole = small.decode(codes, options=options)
-        for row in range(3):
-            torch.testing.assert_close(
-                small.decode(codes[row : row + 1], options=options), whole[row : row + 1], **CLOSE
-            )
-        assert (whole[0] - whole[1]).abs().max() > 100 * CLOSE["atol"]
+        with_others = codes.clone()
+        with_others[1:] = random_codes(small.config, codes.shape[2], 2)
+        other = small.decode(with_others, options=options)
+        assert torch.equal(other[0], whole[0])
+        assert not torch.equal(other[1], whole[1])
+        # A batch of another size rounds differently.  That is nothing at first, but mini's phase iterations continue
+        # from their own past and enlarge it with time: the phases drift, the spectrogram does not.
+        alone = small.decode(codes[:1], options=options)
+        torch.testing.assert_close(alone[:, :4000], whole[:1, :4000], rtol=0, atol=1e-5)
+        near, far = ((log_mel(wave) - log_mel(whole[:1])).abs().mean() for wave in (alone, whole[1:2]))
+        assert near < 0.02 * far
+        if flavour == "official":
+            torch.testing.assert_close(alone, whole[:1], rtol=0, atol=1e-5)
 
     @pairs
     def test_recordings_of_different_lengths(self, flavour: str, rate: TokenRate) -> None:

@@ -134,9 +134,9 @@ class TestGuidance:
 
     def test_the_preset_says_how_much(self, flavour: str) -> None:
         own = core(flavour).config.guidance
-        assert own == {"official": 2.0, "mini": 1.0}[flavour]
-        a, b = (generate(flavour, 1, SamplerOptions(guidance=value)) for value in (None, own))
+        a, b, c = (generate(flavour, 1, SamplerOptions(guidance=value)) for value in (None, own, own + 1))
         assert torch.equal(a, b)
+        assert not torch.equal(a, c)
 
 
 @pytest.mark.parametrize("flavour", ["official", "mini"])

@@ -99,10 +99,10 @@ class TestInversion:
         want = wave[:, module.memory : module.memory + rows * 160]
         assert got.shape == want.shape
         assert (got - want)[:, :160].square().mean() < 0.03 * want[:, :160].square().mean()
-        asked = given_magnitudes(module, wave)[:, back - 6 : back + rows - 6].exp()
-        heard = given_magnitudes(module, torch.cat([wave[:, : module.memory], got], 1))[:, back - 6 :].exp()
-        errors = (heard - asked[:, : heard.shape[1]]).square().sum(-1) / asked[:, : heard.shape[1]].square().sum(-1)
-        assert errors.shape[1] >= 30
+        heard = given_magnitudes(module, torch.cat([wave[:, : module.memory], got], 1)).exp()
+        asked = given_magnitudes(module, wave)[:, : heard.shape[1]].exp()
+        errors = ((heard - asked).square().sum(-1) / asked.square().sum(-1))[:, back - 6 :]
+        assert errors.shape[1] > rows
         assert errors.max() < 0.03
 
     def test_magnitudes_come_back(self, monkeypatch: pytest.MonkeyPatch) -> None:

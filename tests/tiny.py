@@ -53,6 +53,8 @@ def fill(module: nn.Module, seed: int = 0) -> None:
             # A loud patch embedding, so that codes tell more about the sound than about the position.
             spread = (8 if "patch_embed" in name else 1) * parameter[0].numel() ** -0.5
             parameter.data.normal_(0, spread, generator=generator)
+        if name.endswith("vocoder.head.bias"):
+            parameter.data.fill_(5.0)  # loud enough that what is wrong is not lost in rounding
     for name, buffer in module.named_buffers():
         if "codebooks" in name:
             buffer.normal_(0, 1.0 if "semantic" in name else 0.1, generator=generator)

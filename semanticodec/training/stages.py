@@ -31,11 +31,11 @@ from .vocoder import MagnitudeLoss, VocoderStage
 
 log = logging.getLogger(__name__)
 RECIPES = {
-    "mae": RunOptions(Path(), steps=100_000, minutes=17, batch=48, learning_rate=1e-3),
-    "vae": RunOptions(Path(), steps=100_000, minutes=30, batch=12, learning_rate=2e-3),
-    "vae_decoder": RunOptions(Path(), steps=100_000, minutes=28, batch=12, learning_rate=1.5e-3),
-    "vocoder": RunOptions(Path(), steps=100_000, minutes=75, batch=8, learning_rate=1e-3),
-    "latent": RunOptions(Path(), steps=100_000, minutes=70, batch=96, learning_rate=8e-4, evaluate_every=300),
+    "mae": RunOptions(Path(), steps=100_000, minutes=27, batch=48, learning_rate=1e-3),
+    "vae": RunOptions(Path(), steps=100_000, minutes=29, batch=12, learning_rate=2e-3),
+    "vae_decoder": RunOptions(Path(), steps=100_000, minutes=27, batch=12, learning_rate=1.5e-3),
+    "vocoder": RunOptions(Path(), steps=100_000, minutes=20, batch=10, learning_rate=1e-3),
+    "latent": RunOptions(Path(), steps=100_000, minutes=69, batch=96, learning_rate=8e-4, evaluate_every=300),
 }
 """What the shipped weights were trained with on two CPU cores; on a GPU give more steps, larger batches."""
 

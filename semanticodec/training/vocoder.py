@@ -28,16 +28,19 @@ MEL_WEIGHT = 3.0
 class MagnitudeLoss(nn.Module):
     """L1 between log-magnitudes, and between the log-mels of the magnitudes."""
 
+    filters: Tensor
+
     def __init__(self, vocoder: Vocos) -> None:
         super().__init__()
         self.vocoder = vocoder
+        self.register_buffer("filters", slaney_filters(), persistent=False)
 
     def forward(self, heard: Tensor, magnitude: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Return both terms for the mel given ``[B, 64, L]``, true magnitudes ``[B, L, K]`` and mel ``[B, L, 64]``."""
         predicted = self.vocoder.magnitude(heard)
         bins = (predicted.clamp_min(math.log(FLOOR)) - magnitude.clamp_min(FLOOR).log()).abs().mean()
         with torch.autocast(heard.device.type, enabled=False):
-            bands = (predicted.exp() @ slaney_filters().to(predicted)).clamp_min(1e-5).log()
+            bands = (predicted.exp() @ self.filters).clamp_min(1e-5).log()
         return bins, (bands - mel).abs().mean()
 
 
