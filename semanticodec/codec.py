@@ -21,7 +21,7 @@ from . import checkpoints
 from .audio import FBANK_LOOKAHEAD, PADDING_ROW, checked, fbank, resample
 from .config import BANDS, COLUMN, DEFAULT_PRESET, SAMPLE_RATE, CodecConfig, TokenRate
 from .diffusion import SamplerOptions
-from .errors import AudioError, CodesError, ConfigError
+from .errors import AudioError, CheckpointError, CodesError, ConfigError
 from .model import MISSING, CodecModel
 from .nn.quantize import nearest, stack
 from .windows import decode_crossfade, decode_prefix
@@ -82,6 +82,8 @@ class SemantiCodec:
             CheckpointError: weights are missing, damaged or of another architecture.
             ConfigError: no preset has that name.
         """
+        if parts not in get_args(Parts):
+            raise ConfigError(f"parts {parts!r} are unknown; choose one of {', '.join(get_args(Parts))}")
         codec = cls.__new__(cls)
         codec._load(checkpoints.locate(name_or_folder, preset), parts, torch.device(device), dtype)
         return codec
@@ -90,23 +92,29 @@ class SemantiCodec:
         with torch.device("meta"):
             model = CodecModel(source.config, encoder=parts != "decoder", decoder=parts != "encoder")
         checkpoints.load(model, source, device=device, dtype=dtype)
-        self._adopt(source.config, model)
-        self._source = source
+        self._adopt(source.config, model, source)
 
-    def _adopt(self, config: CodecConfig, model: CodecModel) -> None:
+    def _adopt(self, config: CodecConfig, model: CodecModel, source: checkpoints.Source | None) -> None:
         self.config = config
+        self._source = source
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
     def from_model(cls, config: CodecConfig, model: CodecModel) -> SemantiCodec:
         """Wrap modules that are already filled (training, tests)."""
         codec = cls.__new__(cls)
-        codec._adopt(config, model)
+        codec._adopt(config, model, None)
         return codec
 
     @property
     def weights_hash(self) -> str:
-        """SHA-256 (hexadecimal) of what determines decoding: codebooks and decoder."""
+        """SHA-256 (hexadecimal) of what determines decoding: codebooks and decoder.
+
+        Raises:
+            CheckpointError: the modules were handed over by :meth:`from_model` and come from no file.
+        """
+        if self._source is None:
+            raise CheckpointError("weights that were not loaded from files have no hash; save and load them first")
         return checkpoints.weights_hash(self._source)
 
     @property

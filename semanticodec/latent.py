@@ -46,7 +46,8 @@ class Known:
     def place(self, x: Tensor) -> Tensor:
         """Replace the first P steps of ``x`` ``[B, C, T, F]``."""
         steps = self.latents.shape[2]
-        return torch.cat([(self.latents * self.present[:, None, None, None]).to(x), x[:, :, steps:]], 2)
+        given = torch.where(self.present[:, None, None, None], self.latents, 0.0)
+        return torch.cat([given.to(x), x[:, :, steps:]], 2)
 
     def mask(self, x: Tensor) -> Tensor:
         """Return where ``x`` is known, ``[B, 1, T, F]``, 1 or 0."""

@@ -224,24 +224,12 @@ def decode_prefix(model: CodecModel, pieces: Iterable[Tensor], seed: int, option
     past: Past | None = None
     behind = _vocoder(model).lookahead * HOP
     block = model.config.hop_frames
-    for codes in _blocks(pieces, block):
+    for codes in _overlapping(pieces, block, block):
         past = begin(model, len(codes)) if past is None else past
         wave, past = step(model, functional.pad(codes, (0, block - codes.shape[2]), value=MISSING), past, seed, options)
         yield wave[:, behind:] if past.window == 1 else wave
     if past is not None:
         yield finish(model, past)
-
-
-def _blocks(pieces: Iterable[Tensor], block: int) -> Iterator[Tensor]:
-    """Cut codes into blocks; the last may be short."""
-    held: Tensor | None = None
-    for piece in pieces:
-        held = piece if held is None else torch.cat([held, piece], 2)
-        while held.shape[2] > block:
-            yield held[:, :, :block]
-            held = held[:, :, block:]
-    if held is not None:
-        yield held
 
 
 def _decoder(model: CodecModel) -> LatentDiffusion:

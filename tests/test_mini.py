@@ -1,0 +1,63 @@
+"""The shipped weights: what they cost and what comes out, on the shipped recording."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from semanticodec import CheckpointError, ConfigError, SemantiCodec
+from semanticodec.audio import load, resample
+from semanticodec.checkpoints import WEIGHTS
+from semanticodec.config import PRESETS, RATES
+from semanticodec.demo import RECORDING, mel_l1, stoi
+
+
+def test_fits_the_package() -> None:
+    assert sum(path.stat().st_size for path in (WEIGHTS / "mini").iterdir()) <= 60_000_000
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_codes_real_sound(rate: int) -> None:
+    """Far better than silence or another recording; benchmarks/quality.py has the figures."""
+    codec = SemantiCodec.from_pretrained(f"mini-{rate}")
+    assert codec.config == PRESETS[f"mini-{rate}"]
+    assert 300 <= codec.config.bitrate <= 1400
+    wave, source = load(RECORDING)
+    wave = resample(wave.mean(0), source, 16_000)
+    codes = codec.encode(wave, 16_000)
+    sound = codec.decode(codes, length=len(wave))[0]
+    assert sound.shape == wave.shape
+    assert mel_l1(wave, sound) < 0.85
+    heard = stoi(wave, sound)
+    assert heard is not None
+    assert heard > 0.5
+    for stream in codes[0]:
+        assert len(stream.unique()) > len(stream) // 3
+
+
+def test_a_lost_block_is_filled_in() -> None:
+    codec = SemantiCodec.from_pretrained("mini-100")
+    wave, source = load(RECORDING)
+    codes = codec.encode(wave.mean(0), source)
+    whole = codec.decode(codes)[0]
+    damaged = codes.clone()
+    damaged[:, :, 64:80] = -1
+    sound = codec.decode(damaged)[0]
+    lost = slice(64 // 16 * 5120, 80 // 16 * 5120)
+    assert torch.equal(sound[: lost.start - 960], whole[: lost.start - 960])
+    level = sound[lost].std() / whole[lost].std()
+    assert 0.02 < level < 20
+
+
+def test_half_a_model() -> None:
+    assert SemantiCodec.from_pretrained("mini-25", parts="encoder").model.latent is None
+    assert SemantiCodec.from_pretrained("mini-25", parts="decoder").model.mae is None
+    with pytest.raises(ConfigError, match="parts 'decode' are unknown"):
+        SemantiCodec.from_pretrained("mini-25", parts="decode")  # type: ignore[arg-type]
+
+
+def test_hash() -> None:
+    codec = SemantiCodec.from_pretrained("mini-25")
+    assert len(codec.weights_hash) == 64
+    with pytest.raises(CheckpointError, match="not loaded from files"):
+        _ = SemantiCodec.from_model(codec.config, codec.model).weights_hash
