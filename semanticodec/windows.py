@@ -147,6 +147,26 @@ class Past:
     wave: Tensor
     window: int
 
+    def rows(self) -> list[Past]:
+        """Split into the states of single rows."""
+        parts = (self.features, self.latents, self.present, self.mel, self.wave)
+        rows = zip(*(part.split(1) for part in parts), strict=True)
+        return [
+            Past(features, latents, present, mel, wave, self.window) for features, latents, present, mel, wave in rows
+        ]
+
+    @staticmethod
+    def joined(rows: list[Past]) -> Past:
+        """Undo :meth:`rows`."""
+        return Past(
+            torch.cat([row.features for row in rows]),
+            torch.cat([row.latents for row in rows]),
+            torch.cat([row.present for row in rows]),
+            torch.cat([row.mel for row in rows]),
+            torch.cat([row.wave for row in rows]),
+            rows[0].window,
+        )
+
 
 def begin(model: CodecModel, batch: int) -> Past:
     """Return the state of ``batch`` rows before any sound: no codes, no latents, silence."""
@@ -176,6 +196,11 @@ def step(model: CodecModel, codes: Tensor, past: Past, seed: int, options: Sampl
     Returns:
         Samples ``[B, block]``, which lag the codes by the vocoder's look-ahead, and the new state.
     """
+    if codes.device.type == "cpu" and len(codes) > 1:
+        # Products of another batch size round differently, and the phase iterations amplify that block after block.  On
+        # the CPU, where a row is promised not to depend on its neighbours, each is computed alone.
+        pairs = [step(model, row, own, seed, options) for row, own in zip(codes.split(1), past.rows(), strict=True)]
+        return torch.cat([wave for wave, _ in pairs]), Past.joined([own for _, own in pairs])
     latent, conditioner = _decoder(model), model.conditioner
     assert isinstance(conditioner, GridConditioner)
     with torch.inference_mode():
@@ -204,6 +229,8 @@ def step(model: CodecModel, codes: Tensor, past: Past, seed: int, options: Sampl
 def finish(model: CodecModel, past: Past) -> Tensor:
     """Return the samples ``[B, lookahead]`` that still lag behind, as if silence followed."""
     vocoder = _vocoder(model)
+    if past.mel.device.type == "cpu" and len(past.mel) > 1:
+        return torch.cat([finish(model, own) for own in past.rows()])
     with torch.inference_mode():
         mel = functional.pad(past.mel, (0, 0, 0, vocoder.lookahead), value=SILENCE)
         return vocoder.extend(mel.mT, past.wave)

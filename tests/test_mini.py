@@ -49,6 +49,17 @@ def test_a_lost_block_is_filled_in() -> None:
     assert 0.02 < level < 20
 
 
+def test_a_row_is_the_same_to_the_bit_in_any_batch() -> None:
+    codec = SemantiCodec.from_pretrained("mini-100")
+    wave, source = load(RECORDING)
+    codes = codec.encode(wave.mean(0)[: 2 * source], source)
+    batch = torch.cat([codes, codes.flip(2), codes])
+    alone, together = codec.decode(codes), codec.decode(batch)
+    assert torch.equal(together[0], alone[0])
+    assert torch.equal(together[2], alone[0])
+    assert not torch.equal(together[1], alone[0])
+
+
 def test_half_a_model() -> None:
     assert SemantiCodec.from_pretrained("mini-25", parts="encoder").model.latent is None
     assert SemantiCodec.from_pretrained("mini-25", parts="decoder").model.mae is None
