@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torchaudio
 from torch import Tensor
 
 from . import audio, wire
@@ -100,19 +98,11 @@ def run(codec: SemantiCodec, recording: Path, out: Path, *, seed: int, options: 
     )
 
 
-@functools.cache
-def _filters() -> Tensor:
-    result: Tensor = torchaudio.functional.melscale_fbanks(
-        N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, BANDS, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
-    )
-    return result
-
-
 def log_mel(wave: Tensor) -> Tensor:
     """Compute the log-mel that quality is measured on, ``[rows, 64]``, of samples ``[S]`` at 16 kHz."""
     window = torch.hann_window(N_FFT)
     spectrum = torch.stft(wave, N_FFT, HOP, window=window, pad_mode="constant", return_complex=True).abs()
-    mel: Tensor = spectrum.mT @ _filters()
+    mel: Tensor = spectrum.mT @ audio.slaney_filters()
     return mel.clamp_min(1e-5).log()
 
 
