@@ -31,7 +31,7 @@ from semanticodec.config import RATES, SAMPLE_RATE
 from semanticodec.errors import AudioError, CheckpointError
 from semanticodec.nn.quantize import nearest
 from semanticodec.training import __main__ as command
-from semanticodec.training import latent, loop, mae, stages, vae, vocoder
+from semanticodec.training import latent, loop, mae, polish, stages, vae, vocoder
 from semanticodec.training.blocks import Blocks, kmeans
 from semanticodec.training.data import Clip, Corpus, Crops
 from semanticodec.training.loop import RunOptions, Stage, rate_at
@@ -86,7 +86,7 @@ def session(audio: Path, out: Path, **changes: Any) -> Session:
 @pytest.fixture(scope="module", autouse=True)
 def _few_held_out_crops() -> Iterator[None]:
     """Evaluate on 6 crops or blocks instead of 64 and more, which would take most of the time."""
-    losses = latent.LatentStage._run
+    losses, polish_losses = latent.LatentStage._run, polish.PolishStage._run
 
     def few(corpus: Corpus, length: int, batch: int, **options: Any) -> Crops:
         return Crops(corpus, length, min(batch, 6), **options)
@@ -96,10 +96,16 @@ def _few_held_out_crops() -> Iterator[None]:
     ) -> tuple[Tensor, ...]:
         return losses(stage, rng, rate, min(batch, 6), min(count, 6), **options)
 
+    def few_chains(
+        stage: polish.PolishStage, rng: np.random.Generator, rate: int, batch: int, **options: bool
+    ) -> tuple[Tensor, ...]:
+        return polish_losses(stage, rng, rate, min(batch, 6), **options)
+
     with pytest.MonkeyPatch.context() as patch:
         for module in (mae, vae, vocoder):
             patch.setattr(module, "Crops", few)
         patch.setattr(latent.LatentStage, "_run", few_blocks)
+        patch.setattr(polish.PolishStage, "_run", few_chains)
         yield
 
 
@@ -224,7 +230,7 @@ def clustered(points: np.ndarray, size: int, rounds: int) -> tuple[Tensor, float
     """Return (centroids, mean squared error, centroids in use) of k-means over 16 points ``[D]`` per block."""
     config = replace(CONFIGS[100], encoder=replace(CONFIGS[100].encoder, semantic_size=size))
     no = np.zeros(len(points) // 16, bool)
-    table = kmeans(Blocks(points.reshape(-1, 16, 16).astype(np.float16), None, no, no), config, rounds=rounds)
+    table = kmeans(Blocks(points.reshape(-1, 16, 16).astype(np.float16), None, None, no, no), config, rounds=rounds)
     x = torch.from_numpy(points.astype(np.float16).astype(np.float32))
     codes = nearest(x, table)
     return table, float((x - table[codes]).square().mean()), len(codes.unique())
@@ -248,9 +254,9 @@ class TestKMeans:
         points = np.random.default_rng(0).standard_normal((80, 16, 16)).astype(np.float16)
         held_out = np.arange(80) >= 60
         config = CONFIGS[100]
-        first = kmeans(Blocks(points, None, held_out, held_out), config)
+        first = kmeans(Blocks(points, None, None, held_out, held_out), config)
         points[60:] += 5
-        assert torch.equal(first, kmeans(Blocks(points, None, held_out, held_out), config))
+        assert torch.equal(first, kmeans(Blocks(points, None, None, held_out, held_out), config))
 
 
 class Killed(Exception):
@@ -333,7 +339,9 @@ class TestResume:
         ("stage", "missing", "named"),
         [
             ("latent", "semantic_50.npy", "semantic"),
-            ("vocoder", "vae_decoder.pt", "vae_decoder"),
+            ("vocoder", "vae.pt", "vae"),
+            ("polish", "latent.pt", "latent"),
+            ("export", "polish.pt", "polish"),
             ("semantic", "mae.pt", "mae"),
         ],
     )
@@ -363,7 +371,7 @@ def made(run: Session, name: str, monkeypatch: pytest.MonkeyPatch, **changes: An
 class TestLearning:
     @pytest.mark.parametrize(
         ("name", "loss"),
-        [("mae", "masked"), ("mae", "visible"), ("vae", "mel_l1"), ("vae_decoder", "mel_l1"), ("vocoder", "mel_l1")],
+        [("mae", "masked"), ("mae", "visible"), ("vae", "error"), ("vocoder", "mel_l1")],
     )
     def test_loss_falls_on_one_batch(
         self, trained: Session, monkeypatch: pytest.MonkeyPatch, name: str, loss: str
@@ -385,6 +393,38 @@ class TestLearning:
         after = stage.evaluate()
         assert after["velocity_100"] < 0.75 * before["velocity_100"]
         assert after["sketch_100"] < 0.75 * before["sketch_100"]
+
+    def test_polish_improves_the_decode_and_leaves_the_codes(
+        self, trained: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The mel error falls, through the U-Net and through the mel decoder; codes get no gradient."""
+        stage, fabric = made(trained, "polish", monkeypatch, learning_rate=5e-3)
+        assert isinstance(stage, polish.PolishStage)
+        monkeypatch.setattr(polish, "RATES", (100,))
+        monkeypatch.setattr(polish, "TURNS", (100,))
+        stage.pool = dict.fromkeys(stage.pool, stage.pool[False][:3])
+        codes = {name: value.clone() for name, value in stage.trained.codes(100).state_dict().items()}
+        moving = {name: value.clone() for name, value in stage.raw.state_dict().items()}
+        before = stage.evaluate()
+        for index in range(40):
+            stage.step(fabric, index, 0.0)
+        after = stage.evaluate()
+        assert after["error_100"] < 0.75 * before["error_100"]
+        assert same(codes, dict(stage.trained.codes(100).state_dict()))
+        for part in ("unet.out.2.weight", "vae.decoder.conv_out.weight", "conditioners.100.enter.weight"):
+            assert not torch.equal(moving[part], stage.raw.state_dict()[part])
+
+    def test_the_second_block_continues_from_the_first(self, trained: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As in use, the known beginning of a window is what the window before it became."""
+        stage, _ = made(trained, "polish", monkeypatch)
+        assert isinstance(stage, polish.PolishStage)
+        rng, heard = np.random.default_rng(0), []
+        decode = stage.raw.latent.mel
+        monkeypatch.setattr(stage.raw.latent, "mel", lambda z: heard.append(z) or decode(z))
+        with torch.no_grad():
+            stage._run(rng, 100, 2, held_out=False, dropout=False)
+        assert len(heard) == 2
+        assert torch.equal(heard[1][:, :, :4], heard[0][:, :, -4:])
 
     def test_frozen_codes_stand_still(self, trained: Session, monkeypatch: pytest.MonkeyPatch) -> None:
         """Also for what follows the switch: weight decay, momentum and the evaluation in between."""
@@ -412,10 +452,10 @@ class TestLearning:
     def test_which_streams_are_shown(self) -> None:
         drop = 0.1
         chance = torch.tensor([0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.99])
-        acoustic, semantic = latent._kept(chance, drop).T
+        acoustic, semantic = latent.kept(chance, drop).T
         assert acoustic.tolist() == [True, True, False, False, False, False, True, True]
         assert semantic.tolist() == [False, False, True, True, False, False, True, True]
-        assert latent._kept(torch.rand(100), 0.0).all()
+        assert latent.kept(torch.rand(100), 0.0).all()
 
     def test_a_missing_past_reaches_nothing(self, trained: Session, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the past is absent, neither its latents nor its codes change the loss; where present, both do."""
@@ -425,20 +465,21 @@ class TestLearning:
         fill(stage.raw.latent.unet)
         patches = torch.from_numpy(stage.blocks.features[:2].astype(np.float32))
         now = torch.from_numpy(stage.latents[1:2].astype(np.float32))
+        mels = torch.from_numpy(stage.mels[1:2].astype(np.float32))
         noise = torch.randn((1, 8, 12, 16), generator=torch.Generator().manual_seed(0))
 
         def loss(present: bool, past: float, keep_before: bool) -> float:
             known = latent.Known(torch.full((1, 8, 4, 16), past), torch.tensor([present]))
             keep = torch.tensor([[keep_before] * 2, [True] * 2])
             with torch.no_grad():
-                return float(stage.raw(patches, now, known, keep, 100, noise, torch.tensor([500]))[0])
+                return float(stage.raw(patches, now, mels, known, keep, 100, noise, torch.tensor([500]))[0])
 
         assert loss(False, 0.0, True) == loss(False, 3.0, True) == loss(False, 0.0, False)
         assert len({loss(True, 0.0, True), loss(True, 3.0, True), loss(True, 0.0, False)}) == 3
 
 
 class TestDevices:
-    @pytest.mark.parametrize("name", ["mae", "vae", "vocoder", "latent"])
+    @pytest.mark.parametrize("name", ["mae", "vae", "vocoder", "latent", "polish"])
     def test_bf16(self, trained: Session, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         """Networks compute in bf16, weights and what losses compare with stay float32, codes are decided in float32."""
         stage, fabric = made(trained, name, monkeypatch, precision="bf16-mixed")
@@ -504,7 +545,7 @@ STAGES["latent"](run)
 
 class TestReports:
     def test_curves_and_examples(self, trained: Session) -> None:
-        kinds = {"mae": "images", "vae": "images", "vae_decoder": "images", "vocoder": "audio", "latent": "images"}
+        kinds = {"mae": "images", "vae": "images", "vocoder": "audio", "latent": "images", "polish": "images"}
         for name, kind in kinds.items():
             found = EventAccumulator(str(trained.out / "tensorboard" / name)).Reload().Tags()
             groups = {tag.split("/")[0] for tag in found["scalars"]}
@@ -552,15 +593,13 @@ class TestExport:
         codec = SemantiCodec.from_pretrained(trained.weights, preset="mini-50").model
         found = saved(trained, "latent")
         pairs = {
-            "average.out.2.weight": codec.latent.unet.out[2].weight,
             "model.rates.50.residual.project.weight": codec.residual.project.weight,
             "model.rates.50.quantizer._codebook.embed": codec.codebooks.acoustic[None],
-            "model.conditioners.50.enter.weight": codec.conditioner.enter.weight,
             "model.scale": codec.latent.scale,
         }
         for name, value in pairs.items():
             assert torch.equal(found["." + name].half().float(), value)
-        other = saved(trained, "vae_decoder")[".model.vae.decoder.conv_out.weight"]
+        other = saved(trained, "polish")[".model.vae.decoder.conv_out.weight"]
         assert torch.equal(other.half().float(), codec.latent.vae.decoder.conv_out.weight)
         table = np.load(trained.out / "semantic_50.npy")
         assert torch.equal(torch.from_numpy(table).half().float(), codec.codebooks.semantic)
@@ -592,7 +631,7 @@ class TestCommand:
         args = ["all", "--out", str(tmp_path), "--steps", "7", "--precision", "bf16-mixed", "--seed", "3", "--compile"]
         result = CliRunner().invoke(app, args)
         assert result.exit_code == 0, result.output
-        assert [name for name, _ in asked] == ["mae", "semantic", "vae", "vae_decoder", "vocoder", "latent", "export"]
+        assert [name for name, _ in asked] == ["mae", "semantic", "vae", "vocoder", "latent", "polish", "export"]
         options = asked[0][1].options("vae")
         recipe = stages.RECIPES["vae"]
         assert options == replace(recipe, out=tmp_path, steps=7, precision="bf16-mixed", seed=3, compile=True)

@@ -1,4 +1,4 @@
-"""What the last stage trains on: every block's AudioMAE features and latents, computed once; and stage 2, k-means.
+"""What the last stages train on: every block's AudioMAE features, latents and mel, once; and stage 2, k-means.
 
 N blocks (0.32 s each), P patches per block, D feature channels.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..audio import FBANK_LOOKAHEAD, fbank, log_mel
-from ..config import BANDS, COLUMN, LATENT_ROWS, PATCH, CodecConfig
+from ..config import BANDS, COLUMN, HOP, LATENT_ROWS, PATCH, CodecConfig
 from ..nn.audiomae import AudioMAE
 from ..nn.quantize import nearest, stack
 from ..nn.vae import AutoencoderKL
@@ -25,6 +25,8 @@ from .loop import tracked
 log = logging.getLogger(__name__)
 BATCH = 64
 STEPS = PATCH // LATENT_ROWS
+EDGE = 3 * HOP
+"""Samples after a block that its last rows of filter bank and mel look at."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,28 @@ class Blocks:
     Args:
         features: half precision ``[N, P, D]``.
         latents: half precision ``[N, C, steps, 16]``, unscaled; None before the autoencoder is trained.
+        mels: half precision log-mel ``[N, rows, 64]``; None together with the latents.
         first: bool ``[N]``: the block begins a clip, so that the one before it belongs to another.
         held_out: bool ``[N]``.
     """
 
     features: np.ndarray
     latents: np.ndarray | None
+    mels: np.ndarray | None
     first: np.ndarray
     held_out: np.ndarray
+
+    def chains(self, length: int, *, held_out: bool) -> np.ndarray:
+        """Return the second block of every chain of ``length`` consecutive blocks of one clip."""
+        joined = ~self.first & (self.held_out == held_out)
+        later = [np.append(joined[ahead:], np.zeros(ahead, bool)) for ahead in range(length - 1)]
+        return np.flatnonzero(np.logical_and.reduce(later))
 
 
 def prepare(
     corpus: Corpus, config: CodecConfig, mae: AudioMAE, vae: AutoencoderKL | None, out: Path, device: str
 ) -> Blocks:
-    """Compute features and (given a ``vae``) latents of the whole corpus into ``out``, or open those that are there.
+    """Compute features and (given a ``vae``) latents and mels of the corpus into ``out``, or open what is there.
 
     Each clip is played at one random level, so that codes are learnt for quiet recordings too.
     """
@@ -68,22 +78,29 @@ def prepare(
         result: Tensor = mae(rows)[:, context * BANDS :]
         return result
 
+    def heard(wave: Tensor, after: int = 0) -> Tensor:
+        size = config.block + overlap * COLUMN + after
+        return log_mel(wave[(context - overlap) * COLUMN :].unfold(0, size, config.block))
+
     def latents(wave: Tensor) -> Tensor:
         # The autoencoder sees what it was trained on: windows of the decoder's length.
-        heard = wave[(context - overlap) * COLUMN :].unfold(0, config.block + overlap * COLUMN, config.block)
         assert vae is not None
-        return vae.to(device).eval().encode(log_mel(heard)[:, None])[0][:, :, overlap * STEPS :]
+        return vae.to(device).eval().encode(heard(wave)[:, None])[0][:, :, overlap * STEPS :]
+
+    def mels(wave: Tensor) -> Tensor:
+        return heard(wave, EDGE)[:, overlap * PATCH : (overlap + config.coded_columns) * PATCH]
 
     arrays = []
     wanted: dict[str, Callable[[Tensor], Tensor]] = {"features": features}
     if vae is not None:
-        wanted["latents"] = latents
+        wanted |= {"latents": latents, "mels": mels}
     for name, compute in wanted.items():
         path = out / f"{name}.npy"
         if not path.exists():
             _fill(corpus, config, plan, compute, path, device)
         arrays.append(np.load(path, mmap_mode="r"))
-    return Blocks(arrays[0], arrays[1] if vae is not None else None, first, held_out)
+    found = dict(zip(wanted, arrays, strict=True))
+    return Blocks(found["features"], found.get("latents"), found.get("mels"), first, held_out)
 
 
 @torch.inference_mode()
@@ -104,11 +121,11 @@ def _fill(
     part = path.with_suffix(".part.npy")
     for clip, count in tracked(plan, path.stem):
         gain = 10 ** (rng.uniform(-10, 3) / 20)
-        wave = corpus.wave(clip, -context, count * config.block + context + FBANK_LOOKAHEAD) * gain
+        wave = corpus.wave(clip, -context, count * config.block + context + EDGE) * gain
         wave = (wave / max(1.0, float(wave.abs().max()))).to(device)
         for start in range(0, count, BATCH):
             size = min(BATCH, count - start)
-            piece = wave[start * config.block :][: size * config.block + context + FBANK_LOOKAHEAD]
+            piece = wave[start * config.block :][: size * config.block + context + EDGE]
             result = compute(piece)[:size].half().cpu().numpy()
             if array is None:
                 array = np.lib.format.open_memmap(part, "w+", np.float16, (total, *result.shape[1:]))

@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from vector_quantize_pytorch import VectorQuantize
 
-from ..config import RATES, CodecConfig, GridConditioning
+from ..config import LATENT_ROWS, RATES, CodecConfig, GridConditioning
 from ..latent import Conditioning, Known, LatentDiffusion
 from ..model import CodecModel
 from ..nn.conditioners import GridConditioner
 from ..nn.quantize import nearest, stack
 from .blocks import Blocks
 from .loop import Logs, RunOptions, adamw, channels_last, descend, mean_logs
+from .losses import mel_error
 
 DROP_STREAM = 0.08
 """Chance that a block's semantic codes are hidden, and the same for its acoustic codes, and for both at once."""
@@ -30,6 +32,8 @@ DROP_PAST = 0.12
 """Chance that a block is generated without the latents before it, as at the start of a stream or after a loss."""
 PAST_NOISE = 0.15
 """Most noise mixed into the given latents: in use they are the model's own, not the truth."""
+PURE_NOISE = 0.4
+"""Share of the blocks denoised from the noisiest timestep, where every decode starts and a fast one also ends."""
 SKETCH_WEIGHT = 1.0
 FREEZE_CODES_AT = 0.8
 """Share of the run after which codes stand still and only conditioner and U-Net go on."""
@@ -88,6 +92,24 @@ class RateCodes(nn.Module):
         self.codebooks.acoustic.copy_(self.quantizer.codebook.reshape(self.codebooks.acoustic.shape))
 
 
+class Sketch(nn.Module):
+    """A guess of the mel straight from the grid: a cheap, noise-free gradient that tells the codes what is heard."""
+
+    MEAN, SPREAD = -5.5, 3.0
+    """Of log-mels in nats, roughly."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, LATENT_ROWS * LATENT_ROWS, 1)
+        )
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """Map ``[B, channels, T, 16]`` to log-mel ``[B, 4 * T, 64]``."""
+        cells: Tensor = rearrange(self.layers(grid), "b (i j) t f -> b (t i) (f j)", i=LATENT_ROWS)
+        return self.MEAN + self.SPREAD * cells
+
+
 class LatentLoss(nn.Module):
     """The joint objective of one batch at one token rate."""
 
@@ -97,17 +119,16 @@ class LatentLoss(nn.Module):
         super().__init__()
         first = models[RATES[0]]
         assert first.latent is not None
+        self.models = models
         # Not a child: of the decoder only the U-Net trains here, and a checkpoint holds nothing else of it.
         self._latent = (first.latent,)
         self.unet = first.latent.unet
         self.register_buffer("scale", first.latent.scale.clone())
         self.rates = nn.ModuleDict({str(rate): RateCodes(model, batch) for rate, model in models.items()})
         self.conditioners = nn.ModuleDict({str(rate): _grid(model) for rate, model in models.items()})
-        # The sketch reads latents straight off the grid: a cheap, noise-free gradient for the codes.
-        channels = first.config.decoder.vae.latent_channels
         conditioning = first.config.decoder.conditioning
         assert isinstance(conditioning, GridConditioning)
-        self.sketch = nn.Conv2d(conditioning.channels, channels, 1)
+        self.sketch = Sketch(conditioning.channels)
 
     @property
     def latent(self) -> LatentDiffusion:
@@ -127,34 +148,52 @@ class LatentLoss(nn.Module):
         return module
 
     def forward(
-        self, patches: Tensor, latents: Tensor, known: Known, keep: Tensor, rate: int, noise: Tensor, t: Tensor
+        self,
+        patches: Tensor,
+        latents: Tensor,
+        mels: Tensor,
+        known: Known,
+        keep: Tensor,
+        rate: int,
+        noise: Tensor,
+        t: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the velocity, sketch and commitment losses.
 
         Args:
             patches: features ``[2B, P, D]``: the blocks before, then the blocks.
-            latents: scaled latents of the blocks ``[B, C, T, F]``.
-            known: latents before the first blocks that are denoised.
+            latents: scaled latents ``[n, C, T, F]`` of the n <= B blocks that are denoised.
+            mels: log-mels of the blocks ``[B, M, 64]``.
+            known: latents before the n blocks.
             keep: bool ``[2B, 2]``, whether each block's (acoustic, semantic) embeddings are shown.
             rate: token rate of this batch.
-            noise: ``[n, C, overlap + T, F]`` for the n <= B blocks that are denoised.
-            t: their timesteps ``[n]``.
+            noise: ``[n, C, overlap + T, F]``.
+            t: timesteps ``[n]``.
         """
         acoustic, semantic, commitment = self.codes(rate)(patches)
         shown = keep.to(acoustic)[:, :, None, None]
         grid = self.conditioner(rate)(torch.cat([acoustic * shown[:, 0], semantic * shown[:, 1]], -1))
         before, now = grid.chunk(2)
-        both = (keep[len(latents) :].all(1)).to(grid)[:, None, None, None]
-        sketch = ((self.sketch(now) - latents).abs() * both).sum() / (both.sum() * latents[0].numel()).clamp_min(1)
-        count, overlap = len(noise), known.latents.shape[2]
-        x0 = torch.cat([known.latents, latents[:count]], 2)
-        target = self.latent.schedule.velocity(x0, noise, t)
-        past = before[:count, :, -overlap:] * known.present[:, None, None, None]
-        concat = torch.cat([past, now[:count]], 2)
-        prepared = self.latent.prepare(Conditioning(concat=concat))
-        predicted = self.latent.predict(self.latent.schedule.add_noise(x0, noise, t), t, prepared, known)
-        velocity = (predicted - target)[:, :, overlap:].square().mean()
-        return velocity, sketch, commitment
+        both = keep[len(mels) :].all(1).to(grid)
+        sketch = (mel_error(self.sketch(now), mels) * both).sum() / both.sum().clamp_min(1)
+        conditioning = window_conditioning(before[: len(noise)], now[: len(noise)], known)
+        return velocity_loss(self.latent, conditioning, known, latents, noise, t), sketch, commitment
+
+
+def window_conditioning(before: Tensor, now: Tensor, known: Known) -> Conditioning:
+    """Join the grid of a block ``[B, channels, T, 16]`` to the end of the one before it, where that is known."""
+    past = before[:, :, -known.latents.shape[2] :] * known.present[:, None, None, None]
+    return Conditioning(concat=torch.cat([past, now], 2))
+
+
+def velocity_loss(
+    latent: LatentDiffusion, conditioning: Conditioning, known: Known, latents: Tensor, noise: Tensor, t: Tensor
+) -> Tensor:
+    """Return the squared error of v over blocks of scaled latents ``[B, C, T, F]`` at timesteps ``t`` ``[B]``."""
+    x0 = torch.cat([known.latents, latents], 2)
+    noisy = latent.schedule.add_noise(x0, noise, t)
+    error = latent.predict(noisy, t, latent.prepare(conditioning), known) - latent.schedule.velocity(x0, noise, t)
+    return error[:, :, known.latents.shape[2] :].square().mean()
 
 
 def _grid(model: CodecModel) -> GridConditioner:
@@ -185,13 +224,13 @@ class LatentStage:
         assert first.latent is not None
         self.config: CodecConfig = first.config
         assert blocks.latents is not None
-        self.latents = blocks.latents
+        assert blocks.mels is not None
+        self.latents, self.mels = blocks.latents, blocks.mels
         sample = torch.from_numpy(blocks.latents[:: max(1, len(blocks.latents) // 2000)].astype(np.float32))
         first.latent.scale.fill_(1 / float(sample.std()))
         first.latent.vae.requires_grad_(False)
         first.latent.vocoder.requires_grad_(False)
-        usable = ~blocks.first
-        self.pool = {held: np.flatnonzero(usable & (blocks.held_out == held)) for held in (False, True)}
+        self.pool = {held: blocks.chains(2, held_out=held) for held in (False, True)}
         self.raw = LatentLoss(models, options.batch * options.devices)
         count = min(1024, len(self.pool[False]))
         some = np.sort(np.random.default_rng(options.seed).choice(self.pool[False], count, replace=False))
@@ -230,20 +269,23 @@ class LatentStage:
         patches = torch.from_numpy(self.blocks.features[indices].astype(np.float32)).to(device)
         latent = self.models[RATES[0]].latent
         assert latent is not None
-        latents = torch.from_numpy(self.latents[indices].astype(np.float32)).to(device) * latent.scale
+        mels = torch.from_numpy(self.mels[chosen].astype(np.float32)).to(device)
+        denoised = np.concatenate([chosen[:count] - 1, chosen[:count]])
+        latents = torch.from_numpy(self.latents[denoised].astype(np.float32)).to(device) * latent.scale
         before, now = latents.chunk(2)
         overlap = self.config.decoder.overlap * 4
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        past = before[:count, :, -overlap:]
+        past = before[:, :, -overlap:]
         level = torch.rand(count, 1, 1, 1, generator=generator) * (PAST_NOISE if dropout else 0.0)
         past = past + (level * torch.randn(past.shape, generator=generator)).to(device)
         present = torch.rand(count, generator=generator) >= (DROP_PAST if dropout else 0.0)
-        keep = _kept(torch.rand(2 * batch, generator=generator), DROP_STREAM if dropout else 0.0)
+        keep = kept(torch.rand(2 * batch, generator=generator), DROP_STREAM if dropout else 0.0)
         noise = torch.randn((count, now.shape[1], overlap + now.shape[2], now.shape[3]), generator=generator)
         t = torch.randint(0, self.config.decoder.schedule.steps, (count,), generator=generator)
+        t[: round(count * PURE_NOISE)] = self.config.decoder.schedule.steps - 1
         known = Known(past, present.to(device))
         result: tuple[Tensor, ...] = self.model(
-            patches, now, known, keep.to(device), rate, noise.to(device), t.to(device)
+            patches, now, mels, known, keep.to(device), rate, noise.to(device), t.to(device)
         )
         return result
 
@@ -292,21 +334,19 @@ class LatentStage:
     def examples(self, writer: SummaryWriter, index: int) -> None:
         """Write the mel of eight held-out blocks above what the sketch makes of their codes."""
         indices = self.pool[True][:: max(1, len(self.pool[True]) // 8)][:8]
-        latent = self.models[RATES[0]].latent
-        assert latent is not None
         self.raw.eval()
         with torch.no_grad():
             patches = torch.from_numpy(self.blocks.features[indices].astype(np.float32)).to(self.fabric.device)
-            truth = torch.from_numpy(self.latents[indices].astype(np.float32)).to(self.fabric.device)
+            truth = torch.from_numpy(self.mels[indices].astype(np.float32)).to(self.fabric.device)
             acoustic, semantic, _ = self.raw.codes(RATES[0])(patches)
-            sketch = self.raw.sketch(self.raw.conditioner(RATES[0])(torch.cat([acoustic, semantic], -1)))
-            pictures = [latent.mel(truth * latent.scale), latent.mel(sketch)]
+            grid = self.raw.conditioner(RATES[0])(torch.cat([acoustic, semantic], -1))
+            pictures = [truth, self.raw.sketch(grid)]
         self.raw.train()
         image = torch.cat(pictures, 2).reshape(1, -1, 2 * pictures[0].shape[2]).mT
         writer.add_image("mel and sketch", ((image.cpu() + 11.5) / 13).clamp(0, 1), index)
 
 
-def _kept(chance: Tensor, drop: float) -> Tensor:
+def kept(chance: Tensor, drop: float) -> Tensor:
     """Turn uniform numbers ``[N]`` into which of (acoustic, semantic) is shown, bool ``[N, 2]``."""
     whole = chance >= 3 * drop
     return torch.stack([whole | (chance < drop), whole | ((chance >= drop) & (chance < 2 * drop))], 1)

@@ -26,6 +26,7 @@ from .data import Corpus, manifest
 from .latent import LatentLoss, LatentStage, share_decoder
 from .loop import RunOptions, launch, train
 from .mae import MAEStage, MaskedAutoencoder
+from .polish import PolishLoss, PolishStage
 from .vae import VAELoss, VAEStage
 from .vocoder import MagnitudeLoss, VocoderStage
 
@@ -33,9 +34,9 @@ log = logging.getLogger(__name__)
 RECIPES = {
     "mae": RunOptions(Path(), steps=100_000, minutes=27, batch=48, learning_rate=1e-3),
     "vae": RunOptions(Path(), steps=100_000, minutes=29, batch=12, learning_rate=2e-3),
-    "vae_decoder": RunOptions(Path(), steps=100_000, minutes=27, batch=12, learning_rate=1.5e-3),
     "vocoder": RunOptions(Path(), steps=100_000, minutes=20, batch=10, learning_rate=1e-3),
     "latent": RunOptions(Path(), steps=100_000, minutes=69, batch=96, learning_rate=8e-4, evaluate_every=300),
+    "polish": RunOptions(Path(), steps=100_000, minutes=20, batch=16, learning_rate=4e-4, evaluate_every=200),
 }
 """What the shipped weights were trained with on two CPU cores; on a GPU give more steps, larger batches."""
 
@@ -89,15 +90,15 @@ class Session:
         self.trained("mae", module)
         return module.mae
 
-    def vae(self, *, polished: bool = True) -> AutoencoderKL:
-        """The trained autoencoder, both halves; ``polished``: with the decoder that went on learning alone."""
+    def vae(self) -> AutoencoderKL:
+        """The trained autoencoder, both halves."""
         module = VAELoss(AutoencoderKL(self.configs[RATES[0]].decoder.vae))
-        self.trained("vae_decoder" if polished else "vae", module)
+        self.trained("vae", module)
         return module.vae
 
     def blocks(self, *, latents: bool) -> Blocks:
         """Features (and latents) of all blocks, from the trained AudioMAE and autoencoder."""
-        mae, vae = self.mae(), self.vae(polished=False) if latents else None
+        mae, vae = self.mae(), self.vae() if latents else None
         for array, stage in (("features.npy", "mae"), ("latents.npy", "vae")):
             if _older(self.out / array, self.out / f"{stage}.pt"):
                 log.info("%s is older than the stage %s: computing it again", array, stage)
@@ -119,6 +120,14 @@ class Session:
             table = np.load(self._made_by("semantic", f"semantic_{rate}.npy"))
             model.codebooks.semantic.copy_(torch.from_numpy(table))
         return models
+
+    def diffusion(self) -> LatentLoss:
+        """The codes, conditioner and averaged U-Net of the stage "latent", around all that came before."""
+        loss = LatentLoss(self.models(), 1)
+        self.trained("latent", loss)
+        self.trained("latent", loss.latent.unet, "average")
+        loss.latent.scale.copy_(loss.scale)
+        return loss
 
 
 def _older(path: Path, source: Path) -> bool:
@@ -149,12 +158,6 @@ def _vae(session: Session) -> None:
     train(VAEStage(session.corpus, session.configs[RATES[0]], options), options, fabric)
 
 
-def _vae_decoder(session: Session) -> None:
-    options, fabric = session.start("vae_decoder")
-    vae = session.vae(polished=False)
-    train(VAEStage(session.corpus, session.configs[RATES[0]], options, vae), options, fabric)
-
-
 def _vocoder(session: Session) -> None:
     options, fabric = session.start("vocoder")
     train(VocoderStage(session.corpus, session.configs[RATES[0]], session.vae(), options), options, fabric)
@@ -167,23 +170,23 @@ def _latent(session: Session) -> None:
     train(LatentStage(blocks, session.models(), options), options, fabric)
 
 
+def _polish(session: Session) -> None:
+    options, fabric = session.start("polish")
+    train(PolishStage(session.blocks(latents=True), session.diffusion(), options), options, fabric)
+
+
 def _export(session: Session) -> None:
-    """Write the native folder, in half precision, with the averaged U-Net."""
+    """Write the native folder, in half precision."""
     _, fabric = session.start("export")
     if not fabric.is_global_zero:
         return
     card = _card(session)
-    models = session.models()
-    first = models[RATES[0]]
-    assert first.latent is not None
-    loss = LatentLoss(models, 1)
-    session.trained("latent", loss)
-    session.trained("latent", first.latent.unet, "average")
-    first.latent.scale.copy_(loss.scale)
-    assert isinstance(first.latent.vocoder, Vocos)
-    session.trained("vocoder", MagnitudeLoss(first.latent.vocoder))
+    loss = session.diffusion()
+    session.trained("polish", PolishLoss(loss))
+    assert isinstance(loss.latent.vocoder, Vocos)
+    session.trained("vocoder", MagnitudeLoss(loss.latent.vocoder))
     states = {}
-    for rate, model in models.items():
+    for rate, model in loss.models.items():
         loss.codes(rate).store()
         states[session.configs[rate]] = {name: value.half() for name, value in model.state_dict().items()}
     checkpoints.save(session.weights, states)
@@ -221,8 +224,8 @@ STAGES: dict[str, Callable[[Session], None]] = {
     "mae": _mae,
     "semantic": _semantic,
     "vae": _vae,
-    "vae_decoder": _vae_decoder,
     "vocoder": _vocoder,
     "latent": _latent,
+    "polish": _polish,
     "export": _export,
 }

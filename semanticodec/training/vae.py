@@ -1,8 +1,4 @@
-"""Stage 3: the KL autoencoder of the log-mel spectrogram, and later its decoder alone.  B batch, T mel rows.
-
-Once the encoder stands still (the last stage's latents come from it), the decoder can go on learning, from latents as
-imperfect as those that diffusion makes.
-"""
+"""Stage 3: the KL autoencoder of the log-mel spectrogram.  B batch, T mel rows."""
 
 from __future__ import annotations
 
@@ -18,11 +14,10 @@ from ..config import HOP, LATENT_ROWS, MEL_BINS, PATCH, CodecConfig
 from ..nn.vae import AutoencoderKL
 from .data import Corpus, Crops
 from .loop import Logs, RunOptions, adamw, channels_last, descend, mean_logs
+from .losses import mel_error
 
-KL_WEIGHT = 2e-4
-"""Small: the latent must carry the sound, and diffusion needs it only roughly at unit scale."""
-IMPERFECTION = 0.12
-"""Noise on the latents while the decoder trains alone, relative to their standard deviation."""
+KL_WEIGHT = 1e-2
+"""Large enough that detail nobody hears costs more than it gains: the denoiser need not learn it."""
 
 
 class VAELoss(nn.Module):
@@ -33,52 +28,24 @@ class VAELoss(nn.Module):
         self.vae = vae
 
     def forward(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean absolute error, KL per latent value, and the reconstruction of ``mel`` ``[B, 1, T, 64]``."""
+        """Return the mel error, KL per latent value, and the reconstruction of ``mel`` ``[B, 1, T, 64]``."""
         mean, logvar = self.vae.encode(mel)
         picture = self.vae.decode(mean + (0.5 * logvar).exp() * noise)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return (picture - mel).abs().mean(), kl, picture
-
-
-class MelDecoderLoss(nn.Module):
-    """Reconstruction as the codec decodes: a window begins with latents of the one before, all are noisy."""
-
-    def __init__(self, vae: AutoencoderKL, config: CodecConfig) -> None:
-        super().__init__()
-        assert vae.encoder is not None
-        assert vae.quant_conv is not None
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
-        self.vae = vae
-        self.overlap = config.decoder.overlap * PATCH
-        self.window = config.decoder.columns * PATCH
-
-    def forward(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean absolute error, zero, and the reconstruction of the last window of ``mel`` ``[B, 1, T, 64]``."""
-        now = mel[:, :, -self.window :]
-        steps = self.overlap // LATENT_ROWS
-        with torch.no_grad():
-            before, after = self.vae.encode(torch.cat([mel[:, :, : self.window], now]))[0].chunk(2)
-            z = torch.cat([before[:, :, -steps:], after[:, :, steps:]], 2)
-        picture = self.vae.decode(z + IMPERFECTION * z.std() * noise)
-        return (picture - now).abs().mean(), mel.new_zeros(()), picture
+        return mel_error(picture, mel).mean(), kl, picture
 
 
 class VAEStage:
-    """Train the autoencoder, or only the decoder of a trained one, on crops as long as the decoder's windows."""
+    """Train the autoencoder on crops as long as the decoder's windows."""
 
-    def __init__(
-        self, corpus: Corpus, config: CodecConfig, options: RunOptions, trained: AutoencoderKL | None = None
-    ) -> None:
+    name = "vae"
+
+    def __init__(self, corpus: Corpus, config: CodecConfig, options: RunOptions) -> None:
         self.options = options
-        self.name = "vae" if trained is None else "vae_decoder"
         decoder = config.decoder
         self.raw: nn.Module = VAELoss(AutoencoderKL(decoder.vae))
-        if trained is not None:
-            self.raw = MelDecoderLoss(trained, config)
         self.shape = (decoder.vae.latent_channels, decoder.columns * PATCH // LATENT_ROWS, MEL_BINS // LATENT_ROWS)
-        columns = decoder.columns if trained is None else 2 * decoder.columns - decoder.overlap
-        length = columns * PATCH * HOP
+        length = decoder.columns * PATCH * HOP
         self.crops = Crops(corpus, length, options.batch, seed=options.seed + 10)
         self.held_out = Crops(corpus, length, 64, seed=1, held_out=True)
 
@@ -102,21 +69,21 @@ class VAEStage:
         mel = log_mel(wave.to(self.fabric.device))[:, None]
         noise = torch.randn((len(mel), *self.shape), generator=torch.Generator().manual_seed(seed)).to(mel.device)
         error, kl, picture = self.model(mel, noise)
-        return error, kl, picture, mel[:, :, -picture.shape[2] :]
+        return error, kl, picture, mel
 
     def step(self, fabric: Fabric, index: int, progress: float) -> Logs:
         """Take one step."""
         del progress
         error, kl, _, _ = self._run(self.crops(index, fabric.global_rank), index)
         descend(fabric, error + KL_WEIGHT * kl, self.model, self.optimizer)
-        return {"mel_l1": error.detach(), "kl": kl.detach()}
+        return {"error": error.detach(), "kl": kl.detach()}
 
     def evaluate(self) -> Logs:
-        """Return held-out mel L1 (nats) and KL."""
+        """Return the held-out mel error, mel L1 (nats) and KL."""
 
         def one(index: int) -> Logs:
-            error, kl, _, _ = self._run(self.held_out(index), index)
-            return {"mel_l1": error, "kl": kl}
+            error, kl, picture, mel = self._run(self.held_out(index), index)
+            return {"error": error, "mel_l1": (picture - mel).abs().mean(), "kl": kl}
 
         return mean_logs(one, 4)
 

@@ -19,9 +19,10 @@ from ..nn.vae import AutoencoderKL
 from ..nn.vocos import FLOOR, Vocos
 from .data import Corpus, Crops
 from .loop import Logs, RunOptions, adamw, descend, mean_logs
-from .vae import IMPERFECTION
 
 ROWS = 64
+IMPERFECTION = 0.12
+"""Noise on the latents that the mels come from, relative to their spread: those of the codec are not exact."""
 MEL_WEIGHT = 3.0
 
 
