@@ -12,8 +12,8 @@ STAMP := $(VENV)/.semanticodec
 demo: $(STAMP)  ## encode and decode a shipped recording; results in demo_out/
 	$(BIN)/semanticodec demo --out demo_out
 
-test: $(STAMP)  ## run the tests (ARGS="-k wire" and the like are passed on)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## run the tests in two processes (ARGS="-k wire" and the like are passed on)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## lint and type-check
 	$(BIN)/ruff check .

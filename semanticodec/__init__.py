@@ -23,8 +23,17 @@ from .errors import (
 if TYPE_CHECKING:
     from .codec import SemantiCodec
     from .diffusion import SamplerOptions
+    from .streaming import Decoder, Encoder, Sliding, StreamDecoder, StreamEncoder
 else:
-    _LAZY = {"SamplerOptions": "diffusion", "SemantiCodec": "codec"}
+    _LAZY = {
+        "Decoder": "streaming",
+        "Encoder": "streaming",
+        "SamplerOptions": "diffusion",
+        "SemantiCodec": "codec",
+        "Sliding": "streaming",
+        "StreamDecoder": "streaming",
+        "StreamEncoder": "streaming",
+    }
 
     def __getattr__(name):
         if name not in _LAZY:
@@ -47,9 +56,14 @@ __all__ = [
     "CodesError",
     "ConfigError",
     "CorruptedError",
+    "Decoder",
+    "Encoder",
     "SamplerOptions",
     "SemantiCodec",
     "SemantiCodecError",
+    "Sliding",
+    "StreamDecoder",
+    "StreamEncoder",
     "StreamError",
     "TruncatedError",
     "VersionError",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
+from collections.abc import Iterable, Iterator
+from numbers import Integral
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -15,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .config import HOP, MEL_BINS, SAMPLE_RATE
-from .errors import AudioError
+from .errors import AudioError, CodesError
 
 FBANK_BINS = 128
 FBANK_FRAME = 400
@@ -29,6 +34,11 @@ LOG_FLOOR = 1.1920929e-07
 MEL_FFT = 1024
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
 """Sample rates in Hz that are resampled; a file whose header says otherwise is damaged, or meant to fill memory."""
+HIGHEST_OGG_RATE = 200_000
+LOUDEST = 1e9
+"""Samples beyond this would overflow in the filter bank; nothing that is meant to lie in [-1, 1] gets near."""
+PIECE = 1 << 20
+"""Samples, all channels together, that are read from a file at once."""
 
 
 def load(source: str | os.PathLike[str] | BinaryIO) -> tuple[Tensor, int]:
@@ -43,13 +53,96 @@ def load(source: str | os.PathLike[str] | BinaryIO) -> tuple[Tensor, int]:
     Raises:
         AudioError: the file is not readable audio, or holds no samples.
     """
+    with open_sound(source) as file:
+        try:
+            data = file.read(dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise _unreadable(source, error) from error
+        if not len(data):
+            raise AudioError(f"{_called(source)} holds no samples")
+        return torch.from_numpy(np.ascontiguousarray(data.T)), int(file.samplerate)
+
+
+@contextlib.contextmanager
+def open_sound(source: str | os.PathLike[str] | BinaryIO) -> Iterator[soundfile.SoundFile]:
+    """Open a sound file of any format libsndfile knows, to be read with :func:`pieces`.
+
+    Args:
+        source: a path, or an open binary file that can be seeked.
+
+    Raises:
+        AudioError: the file is not readable audio.
+    """
     try:
-        data, rate = soundfile.read(source, dtype="float32", always_2d=True)
+        file = soundfile.SoundFile(source)
     except (soundfile.LibsndfileError, TypeError) as error:
-        raise AudioError(f"{source} is not audio that libsndfile can read: {error}") from error
-    if not len(data):
-        raise AudioError(f"{source} holds no samples")
-    return torch.from_numpy(np.ascontiguousarray(data.T)), int(rate)
+        raise _unreadable(source, error) from error
+    with file:
+        yield file
+
+
+def pieces(file: soundfile.SoundFile) -> Iterator[Tensor]:
+    """Read a sound file in constant memory.
+
+    Args:
+        file: from :func:`open_sound`.
+
+    Yields:
+        Consecutive samples in [-1, 1] as float32 ``[channels, samples]``.
+
+    Raises:
+        AudioError: libsndfile finds damage, or the file holds no samples.
+    """
+    size = max(1, PIECE // file.channels)
+    empty = True
+    while True:
+        try:
+            data = file.read(size, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise _unreadable(file.name, error) from error
+        if not len(data):
+            break
+        empty = False
+        yield torch.from_numpy(np.ascontiguousarray(data.T))
+    if empty:
+        raise AudioError(f"{_called(file.name)} holds no samples")
+
+
+def _called(file: object) -> str:
+    """Return what messages call a file: an open one may have no name, or an odd one."""
+    return str(file) if isinstance(file, str | os.PathLike) else "this"
+
+
+def _unreadable(source: object, error: Exception) -> AudioError:
+    return AudioError(f"{_called(source)} is not audio that libsndfile can read: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    # The whole text begins with the repr of an open file.
+    text: str = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
+    return text.rstrip(".")
+
+
+def check_format(format: str, sample_rate: int, channels: int) -> None:
+    """Refuse what libsndfile cannot write.
+
+    Args:
+        format: a libsndfile format name such as "WAV".
+        sample_rate: in Hz.
+        channels: of the file.
+
+    Raises:
+        AudioError: the format has no such files.
+    """
+    format = format.upper()
+    what = f"cannot write {format} with {channels} channels at {sample_rate} Hz"
+    # libsndfile notices only when it encodes the first samples, and then crashes when the file is closed.
+    if format == "OGG" and sample_rate > HIGHEST_OGG_RATE:
+        raise AudioError(f"{what}: OGG goes up to {HIGHEST_OGG_RATE} Hz; choose another format")
+    try:
+        soundfile.SoundFile(io.BytesIO(), "w", sample_rate, channels, format=format).close()
+    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
+        raise AudioError(f"{what}: {_reason(error)}; choose another format") from error
 
 
 def save(target: str | os.PathLike[str] | BinaryIO, wave: Tensor, sample_rate: int, format: str | None = None) -> None:
@@ -64,11 +157,15 @@ def save(target: str | os.PathLike[str] | BinaryIO, wave: Tensor, sample_rate: i
     Raises:
         AudioError: libsndfile cannot write this.
     """
-    data = wave.detach().to("cpu", torch.float32).clamp(-1, 1).numpy()
+    data = wave.detach().to("cpu", torch.float32).clamp(-1, 1).numpy().T
+    named = Path(target).suffix[1:] if format is None and isinstance(target, str | os.PathLike) else format
+    if named is None:
+        raise AudioError("cannot write an open file without a format; give one, such as 'WAV'")
+    check_format(named, sample_rate, 1 if data.ndim == 1 else data.shape[1])
     try:
-        soundfile.write(target, data.T, sample_rate, format=format)
-    except (soundfile.LibsndfileError, TypeError, ValueError) as error:
-        raise AudioError(f"cannot write {target}: {error}") from error
+        soundfile.write(target, data, sample_rate, format=format)
+    except (soundfile.LibsndfileError, AssertionError, TypeError, ValueError) as error:
+        raise AudioError(f"cannot write {_called(target)}: {_reason(error) or 'the disk is full'}") from error
 
 
 def resample(wave: Tensor, source: int, target: int) -> Tensor:
@@ -84,32 +181,115 @@ def resample(wave: Tensor, source: int, target: int) -> Tensor:
         ``soxr.ResampleStream`` gives for pieces of any size.
 
     Raises:
-        AudioError: a rate is outside 1 kHz to 1 MHz.
+        AudioError: a rate is no whole number from 1 kHz to 1 MHz.
     """
-    if not all(LOWEST_RATE <= rate <= HIGHEST_RATE for rate in (source, target)):
-        raise AudioError(
-            f"sample rates of {source} and {target} Hz were given; both must lie in {LOWEST_RATE}..{HIGHEST_RATE} Hz"
-        )
-    wave = wave.to(torch.float32)
-    if source == target:
-        return wave
-    length = -(-wave.shape[-1] * target // source)
-    # soxr rounds the number of samples; enough silence behind the sound makes it at least ``length``.
-    rows = functional.pad(wave.reshape(-1, wave.shape[-1]), (0, source // target + 2)).T.contiguous().numpy()
-    stream = soxr.ResampleStream(source, target, rows.shape[1])
-    out = torch.from_numpy(stream.resample_chunk(rows, last=True))[:length]
-    return out.T.contiguous().reshape(*wave.shape[:-1], length)
+    rows = wave.reshape(-1, wave.shape[-1])
+    stream = Resampler(source, target, len(rows))
+    out = torch.cat([stream.push(rows), stream.flush()], 1)
+    return out.reshape(*wave.shape[:-1], out.shape[1])
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+class Resampler:
+    """:func:`resample` for pieces: together they give exactly what the whole gives."""
+
+    def __init__(self, source: int, target: int, channels: int = 1) -> None:
+        """Begin.
+
+        Args:
+            source: sample rate of what comes in, in Hz.
+            target: sample rate of what comes out, in Hz.
+            channels: rows of every piece.
+
+        Raises:
+            AudioError: a rate is no whole number from 1 kHz to 1 MHz.
+        """
+        for rate in (source, target):
+            if not _is_whole(rate) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                raise AudioError(
+                    f"the sample rate {rate!r} Hz was given; it must be a whole number in {LOWEST_RATE}..{HIGHEST_RATE}"
+                )
+        self.source, self.target = source, target
+        self._stream = None if source == target else soxr.ResampleStream(source, target, channels)
+        self._channels, self._seen, self._made = channels, 0, 0
+
+    def push(self, wave: Tensor) -> Tensor:
+        """Take ``[channels, samples]``, any number of them, and return those at the other rate that are ready."""
+        self._seen += wave.shape[1]
+        return self._resample(wave, last=False)
+
+    def flush(self) -> Tensor:
+        """Return what is left; all together ``ceil(samples * target / source)`` samples came out."""
+        length = -(-self._seen * self.target // self.source)
+        # soxr rounds the number of samples; enough silence behind the sound makes it at least ``length``.
+        silence = torch.zeros(self._channels, self.source // self.target + 2)
+        missing = length - self._made
+        return self._resample(silence, last=True)[:, :missing]
+
+    def _resample(self, wave: Tensor, *, last: bool) -> Tensor:
+        wave = wave.to(torch.float32)
+        if self._stream is None or not wave.shape[1]:
+            self._made += wave.shape[1]
+            return wave
+        out = torch.from_numpy(self._stream.resample_chunk(wave.T.contiguous().numpy(), last=last)).T.contiguous()
+        self._made += out.shape[1]
+        return out
 
 
 def checked(wave: Tensor) -> Tensor:
-    """Return ``wave`` if every sample is finite.
+    """Return ``wave`` if every sample is finite and no larger than can be computed with.
 
     Raises:
-        AudioError: there are NaN or infinite samples.
+        AudioError: there are NaN or infinite samples, or such of more than 1e9.
     """
     if not torch.isfinite(wave).all():
         bad = int((~torch.isfinite(wave)).sum())
         raise AudioError(f"{bad} of {wave.numel()} samples are NaN or infinite; repair the recording first")
+    if (wave.abs() > LOUDEST).any():
+        raise AudioError(
+            f"the largest sample is {float(wave.abs().max()):.3g}; samples lie in [-1, 1], and more than {LOUDEST:g} "
+            "cannot be coded: divide by the full scale"
+        )
+    return wave
+
+
+def as_tensor(array: Tensor | np.ndarray, wrong: type[AudioError | CodesError]) -> Tensor:
+    """Return a tensor, or raise ``wrong``; arrays are copied, since torch takes none that are reversed or read-only."""
+    if isinstance(array, Tensor):
+        return array
+    try:
+        return torch.from_numpy(np.array(array, order="C"))
+    except (TypeError, ValueError) as error:
+        what = type(array).__name__
+        raise wrong(
+            f"wanted is a tensor or an array of numbers, seen {what}; semanticodec.audio.load reads files"
+        ) from error
+
+
+def mono(wave: Tensor | np.ndarray) -> Tensor:
+    """Return checked rows ``[B, S]`` as float32 on the CPU, channels averaged.
+
+    Raises:
+        AudioError: no samples, integers, NaN, infinite or huge samples, or a shape that :meth:`SemantiCodec.encode`
+            refuses.
+    """
+    wave = as_tensor(wave, AudioError)
+    if not wave.is_floating_point():
+        raise AudioError(
+            f"samples must be floating point in [-1, 1], seen {wave.dtype}; divide integers by their range"
+        )
+    wave = wave.detach().to("cpu", torch.float32)
+    if not 1 <= wave.ndim <= 3 or 0 in wave.shape:
+        raise AudioError(f"samples must be [S], [B, S] or [B, C, S] and not empty, seen {tuple(wave.shape)}")
+    wave = checked(wave)
+    if wave.ndim == 1:
+        wave = wave[None]
+    if wave.ndim == 3:
+        # One channel after the other: the order in which torch sums depends on how many samples there are.
+        wave = functools.reduce(torch.add, wave.unbind(1)) / wave.shape[1]
     return wave
 
 
@@ -154,6 +334,36 @@ def fbank(wave: Tensor) -> Tensor:
     energy = power[..., :256] @ _kaldi_filters().to(wave)
     result: Tensor = (energy.clamp_min(LOG_FLOOR).log() - FBANK_MEAN) / FBANK_SCALE
     return result
+
+
+def fbank_windows(pieces: Iterable[Tensor], context: int, block: int, *, mark_end: bool) -> Iterator[list[Tensor]]:
+    """Compute the filter banks of windows that advance by a block, silence before the first and after the last.
+
+    Args:
+        pieces: consecutive samples ``[B, S]`` at 16 kHz, any S.
+        context: samples of a window before its block.
+        block: samples by which windows advance.
+        mark_end: the last two rows of the last window stand for no audio at all.
+
+    Yields:
+        Per window B filter banks ``[(context + block) / 160, 128]``.
+    """
+    size = context + block + FBANK_LOOKAHEAD
+    held: Tensor | None = None
+    for piece in pieces:
+        held = torch.cat([piece.new_zeros(len(piece), context) if held is None else held, piece], 1)
+        # More than a window is there, so that none of these is the last one.
+        while held.shape[1] >= size:
+            yield [fbank(row) for row in held[:, :size]]
+            held = held[:, block:]
+    while held is not None and held.shape[1] > context:
+        rest = functional.pad(held[:, :size], (0, max(0, size - held.shape[1])))
+        banks = [fbank(row) for row in rest]
+        if mark_end and held.shape[1] <= context + block:
+            for rows in banks:
+                rows[-2:] = PADDING_ROW
+        yield banks
+        held = held[:, block:]
 
 
 @functools.cache

@@ -5,8 +5,8 @@ published.  *Native*, the only one that is written: ``encoder.safetensors``, ``c
 ``decoder.safetensors``, whose metadata carries the configurations they serve and a SHA-256.  A native folder may serve
 several token rates: a tensor named ``rate100.<name>`` belongs to the presets of that rate, any other is shared.
 
-Each file has one ordered table of :class:`Rule`; the first rule whose pattern matches a whole name decides.  Every
-tensor of a file gets a place or is dropped for a stated reason, and every parameter and buffer of the module is filled.
+Every tensor of a file gets a place or is dropped for a stated reason (:mod:`.keymap`), and every parameter and buffer
+of the module is filled.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,61 +31,14 @@ from torch import Tensor, nn
 from .config import PRESETS, CodecConfig, config_from_json, preset
 from .diffusion import linear_schedule
 from .errors import CheckpointError, ConfigError
+from .keymap import FILES, OFFICIAL_DECODER, OFFICIAL_ENCODER, Rule, apply_rules, native_rules
 
 HUB = "haoheliu/SemantiCodec"
 FORMAT, VERSION = "semanticodec", "1"
 WEIGHTS = Path(__file__).parent / "weights"
 """Weights shipped with the package, one native folder per family."""
-DROP = None
-
-FILES: dict[str, tuple[str, ...]] = {
-    "encoder": ("mae", "residual"),
-    "codebooks": ("codebooks",),
-    "decoder": ("latent", "conditioner"),
-}
-"""Native file -> first components of the names it holds."""
 _LINKS = {"encoder": "encoder_sha256", "decoder": "decoder_sha256"}
 """File -> where the metadata of the codebooks keeps its SHA-256, so that files of two models are never mixed."""
-
-
-class Rule(NamedTuple):
-    """What becomes of the tensors whose whole name matches ``pattern``."""
-
-    pattern: str
-    target: str | None
-    reason: str
-    squeeze: bool = False
-    """The file has a leading axis of 1 that our module has not."""
-
-
-OFFICIAL_ENCODER = (
-    Rule(r"audiomae\.model\.((cls_token|pos_embed|(patch_embed|blocks|norm)\..+))", r"mae.\1", "AudioMAE encoder"),
-    Rule(r"audiomae\.model\.(mask_token|decoder_\w+(\..+)?)", DROP, "MAE decoder: only trains the encoder"),
-    Rule(r"encoder\.((weight|bias)_[ih]h_l\d+(_reverse)?)", r"residual.lstm.\1", "residual encoder"),
-    Rule(r"encoder_output_linear\.(weight)", r"residual.project.\1", "residual encoder"),
-    Rule(r"quantizer\._codebook\.embed", "codebooks.acoustic", "acoustic codebook", squeeze=True),
-    Rule(r"quantizer\._codebook\.(embed_avg|cluster_size|initted)", DROP, "state of the codebook's training"),
-)
-OFFICIAL_DECODER = (
-    Rule(r"model\.diffusion_model\.(.+)", r"latent.unet.\1", "U-Net"),
-    Rule(r"model_ema\.(decay|num_updates|diffusion_model\w+)", DROP, "averaged U-Net: never used to decode"),
-    Rule(r"first_stage_model\.((decoder|post_quant_conv)\..+)", r"latent.vae.\1", "VAE decoder"),
-    Rule(r"first_stage_model\.(encoder|quant_conv)\..+", DROP, "VAE encoder: only makes training targets"),
-    Rule(r"first_stage_model\.(vocoder\..+)", r"latent.\1", "vocoder"),
-    Rule(r"scale_factor", "latent.scale", "standard deviation of the latent"),
-    Rule(r"alphas_cumprod", DROP, "recomputed from the configuration, after checking that both agree"),
-    Rule(r"betas|alphas_cumprod_prev|(sqrt|log)_\w*alphas_cumprod", DROP, "schedule: follows from alphas_cumprod"),
-    Rule(r"sqrt_recip(m1)?_alphas_cumprod|posterior_\w+", DROP, "schedule: follows from alphas_cumprod"),
-    Rule(r"logvar", DROP, "learned weighting of the training loss"),
-)
-
-
-def _native_rules(token_rate: int) -> tuple[Rule, ...]:
-    return (
-        Rule(rf"rate{token_rate}\.(.+)", r"\1", "this token rate's own"),
-        Rule(r"rate\d+\..+", DROP, "another token rate's own"),
-        Rule(r"(.+)", r"\1", "shared by all token rates"),
-    )
 
 
 @dataclass(frozen=True)
@@ -113,16 +66,19 @@ def locate(name_or_folder: str | os.PathLike[str], preset_name: str | None = Non
     Args:
         name_or_folder: a preset's name ("mini-100", "semanticodec-50-8192"), or a folder in either layout.
         preset_name: which preset to take from a folder that serves several; a folder that serves one needs none.
+            Beside a preset's name it must be that preset.
 
     Returns:
         The source; nothing but metadata has been read yet.  The k-means table of a hub preset is downloaded.
 
     Raises:
         CheckpointError: there are no such weights, or the folder serves several presets and none was chosen.
-        ConfigError: ``preset_name`` is unknown.
+        ConfigError: ``preset_name`` is unknown, or another one than the name's.
     """
     if isinstance(name_or_folder, str) and (name_or_folder in PRESETS or name_or_folder == "mini"):
         config = preset(name_or_folder)
+        if preset_name is not None and preset(preset_name) != config:
+            raise ConfigError(f"the preset {name_or_folder} was asked for, and the preset {preset_name} too; name one")
         if config.name.startswith("mini"):
             return _native_source(WEIGHTS / "mini", config.name)
         return _official_source(None, config)
@@ -163,19 +119,20 @@ def load(module: nn.Module, source: Source, *, device: torch.device | str, dtype
     module.to(device, dtype)
 
 
-def weights_hash(source: Source) -> str:
-    """Identify what determines decoding: SHA-256 over the codebooks and the decoder, in hexadecimal.
+def weights_hash(weights: Source | Mapping[str, Tensor]) -> str:
+    """Identify what gives codes their meaning: SHA-256 over the codebooks, in hexadecimal.
 
-    A native folder is identified from its metadata alone; an official one is read, and has the identity of the native
-    folder that :func:`convert` makes of it.
+    Either half has them, so what one half codes the other knows; a decoder may be replaced by a better one for the same
+    codes.  An official folder has the identity of the native folder that :func:`convert` makes of it.
+
+    Args:
+        weights: where they are, or tensors by our names.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    if source.layout == "native":
-        _, metadata = _read_safetensors((source.folder or WEIGHTS) / "codebooks.safetensors")
-        return _identity(metadata["sha256"], metadata["decoder_sha256"])
-    return _identity(*(_digest(_read(source, set(FILES[file]))[0]) for file in ("codebooks", "decoder")))
+    found = _read(weights, set(FILES["codebooks"]))[0] if isinstance(weights, Source) else weights
+    return _digest({name: tensor for name, tensor in found.items() if name.split(".")[0] in FILES["codebooks"]})
 
 
 def save(folder: Path, models: Mapping[CodecConfig, Mapping[str, Tensor]]) -> None:
@@ -234,32 +191,6 @@ def convert(source: Source, target: Path, module: nn.Module, dtype: torch.dtype 
 
 
 # --- matching -------------------------------------------------------------------------------------------------------
-
-
-def apply_rules(
-    rules: Iterable[Rule], tensors: Mapping[str, Tensor], wanted: Iterable[str]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename the tensors of one file.
-
-    Args:
-        rules: tried in order.
-        tensors: by the name in the file.
-        wanted: first components of the names to keep; whole components that nobody asked for are left unread.
-
-    Returns:
-        Tensors by our name, and the names no rule matches or that meet on the same name.
-    """
-    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
-    found: dict[str, Tensor] = {}
-    unmapped = []
-    for name, tensor in tensors.items():
-        match, rule = next(((m, r) for p, r in compiled if (m := p.fullmatch(name))), (None, None))
-        target = match.expand(rule.target) if match and rule and rule.target is not None else None
-        if rule is None or target in found:
-            unmapped.append(name)
-        elif target is not None and target.split(".")[0] in wanted:
-            found[target] = tensor[0] if rule.squeeze and tensor.dim() and len(tensor) == 1 else tensor
-    return found, unmapped
 
 
 def _read(source: Source, wanted: set[str]) -> tuple[dict[str, Tensor], list[str]]:
@@ -321,12 +252,8 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-def _identity(*hashes: str) -> str:
-    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 # --- official layout ------------------------------------------------------------------------------------------------
@@ -501,4 +428,4 @@ def _read_native(source: Source, wanted: set[str]) -> Iterator[tuple[tuple[Rule,
                 f"{folder / name}.safetensors is damaged, or of another set of files: the SHA-256 of its tensors is "
                 f"{seen}, {expected} was expected; fetch or convert it again"
             )
-        yield _native_rules(source.config.token_rate), tensors
+        yield native_rules(name, source.config.token_rate), tensors

@@ -7,6 +7,7 @@ B rows, n_q = 2 (semantic, acoustic), F frames, S samples at 16 kHz, D channels.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,14 +15,15 @@ from typing import Literal, get_args, overload
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
-from torch.nn import functional
 
 from . import checkpoints
-from .audio import FBANK_LOOKAHEAD, PADDING_ROW, checked, fbank, resample
-from .config import BANDS, COLUMN, DEFAULT_PRESET, SAMPLE_RATE, CodecConfig, TokenRate
-from .diffusion import SamplerOptions
-from .errors import AudioError, CheckpointError, CodesError, ConfigError
+from .audio import Resampler, as_tensor, fbank_windows, resample
+from .audio import mono as mono
+from .config import BANDS, COLUMN, DEFAULT_PRESET, RATES, SAMPLE_RATE, VOCABULARIES, CodecConfig, TokenRate
+from .diffusion import SamplerOptions, is_whole
+from .errors import AudioError, CodesError, ConfigError
 from .model import MISSING, CodecModel
 from .nn.quantize import nearest, stack
 from .windows import decode_crossfade, decode_prefix
@@ -29,7 +31,12 @@ from .windows import decode_crossfade, decode_prefix
 Parts = Literal["all", "encoder", "decoder"]
 Streams = Literal["both", "semantic", "acoustic"]
 COLUMNS_AT_ONCE = 256
-"""Patch columns that one call of a network may see: 4 official windows, 42 of mini's."""
+"""Patch columns up to which windows are pooled, the memory budget: 4 official windows, 42 of mini's to encode.
+
+Decoding an official window takes 558 MiB above the weights (float32, guidance 2, measured on a CPU), so 4 about
+2.2 GiB.  On a CPU windows and rows are decoded one by one.
+"""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class SemantiCodec:
@@ -54,10 +61,19 @@ class SemantiCodec:
             semantic_vocab_size: 4096, 8192, 16384 or 32768.
             checkpoint_path: folder with the official files; None takes them from the hub.
             device: where to compute.
+
+        Raises:
+            CheckpointError: weights are missing, damaged or of another architecture.
+            ConfigError: there is no such rate, vocabulary or device.
         """
+        if token_rate not in RATES or semantic_vocab_size not in VOCABULARIES:
+            raise ConfigError(
+                f"token_rate={token_rate!r}, semantic_vocab_size={semantic_vocab_size!r}: the rates are "
+                f"{', '.join(map(str, RATES))}, the vocabularies {', '.join(map(str, VOCABULARIES))}"
+            )
         name = f"semanticodec-{token_rate}-{semantic_vocab_size}"
         source = checkpoints.locate(name) if checkpoint_path is None else checkpoints.locate(checkpoint_path, name)
-        self._load(source, "all", torch.device(device), torch.float32)
+        self._load(source, "all", usable_device(device), torch.float32)
 
     @classmethod
     def from_pretrained(
@@ -73,19 +89,21 @@ class SemantiCodec:
 
         Args:
             name_or_folder: a preset ("mini-100", "semanticodec-50-8192"), or a folder in the official or our layout.
-            preset: which preset to take from a folder that holds several.
+            preset: which preset to take from a folder that holds several; beside a preset's name it must be that one.
             device: where to compute.
-            dtype: of the weights.
+            dtype: of the weights, floating point.
             parts: "encoder" or "decoder" loads only that half.
 
         Raises:
             CheckpointError: weights are missing, damaged or of another architecture.
-            ConfigError: no preset has that name.
+            ConfigError: no preset has that name, there is no such device here, or nothing computes in the dtype.
         """
         if parts not in get_args(Parts):
             raise ConfigError(f"parts {parts!r} are unknown; choose one of {', '.join(get_args(Parts))}")
+        if dtype not in DTYPES:
+            raise ConfigError(f"the dtype {dtype!r} cannot be computed in; choose one of {', '.join(map(str, DTYPES))}")
         codec = cls.__new__(cls)
-        codec._load(checkpoints.locate(name_or_folder, preset), parts, torch.device(device), dtype)
+        codec._load(checkpoints.locate(name_or_folder, preset), parts, usable_device(device), dtype)
         return codec
 
     def _load(self, source: checkpoints.Source, parts: Parts, device: torch.device, dtype: torch.dtype) -> None:
@@ -106,16 +124,10 @@ class SemantiCodec:
         codec._adopt(config, model, None)
         return codec
 
-    @property
+    @functools.cached_property
     def weights_hash(self) -> str:
-        """SHA-256 (hexadecimal) of what determines decoding: codebooks and decoder.
-
-        Raises:
-            CheckpointError: the modules were handed over by :meth:`from_model` and come from no file.
-        """
-        if self._source is None:
-            raise CheckpointError("weights that were not loaded from files have no hash; save and load them first")
-        return checkpoints.weights_hash(self._source)
+        """SHA-256 (hexadecimal) of what gives codes their meaning: the codebooks, as they are stored."""
+        return checkpoints.weights_hash(self._source or self.model.state_dict())
 
     @property
     def device(self) -> torch.device:
@@ -147,12 +159,57 @@ class SemantiCodec:
             ``F = config.frames(ceil(S * 16000 / sample_rate))``; for a sequence, a list of ``[1, 2, F]``.
 
         Raises:
-            AudioError: no samples, NaN or infinite samples, or a shape that is none of these.
+            AudioError: no samples, NaN, infinite or huge samples (over 1e9), or a shape that is none of these.
             ConfigError: the encoder half was not loaded.
         """
         if isinstance(wave, Sequence):
             return [codes[None] for codes in self._encode([_single(row, sample_rate) for row in wave])]
         return torch.stack(self._encode(list(_mono16k(wave, sample_rate))))
+
+    def iter_encode(self, pieces: Iterable[Tensor | np.ndarray], sample_rate: int) -> Iterator[Tensor]:
+        """Encode a long recording piece by piece in constant memory.
+
+        Args:
+            pieces: consecutive samples of any length, each as in :meth:`encode` but no sequence.
+            sample_rate: of the pieces in Hz.
+
+        Yields:
+            Consecutive codes ``[B, 2, F]``; together they are what :meth:`encode` returns for all samples at once.
+
+        Raises:
+            AudioError: as :meth:`encode`, or the pieces differ in their number of rows.
+            ConfigError: the encoder half was not loaded.
+        """
+        samples = frames = rows = 0
+
+        def resampled() -> Iterator[Tensor]:
+            nonlocal samples, rows
+            stream: Resampler | None = None
+            for piece in pieces:
+                wave = mono(piece)
+                if rows not in (0, len(wave)):
+                    raise AudioError(f"a piece of {len(wave)} rows follows pieces of {rows}; keep the batch together")
+                rows = len(wave)
+                stream = stream or Resampler(sample_rate, SAMPLE_RATE, rows)
+                ready = stream.push(wave)
+                samples += ready.shape[1]
+                yield ready
+            if stream is not None:
+                ready = stream.flush()
+                samples += ready.shape[1]
+                yield ready
+
+        windows = (window for windows in self._windows(resampled()) for window in windows)
+        coded: list[Tensor] = []
+        for chunk in _chunks(windows, self._windows_at_once):
+            coded += self.encode_windows(chunk)
+            whole = len(coded) // rows * rows
+            if whole:
+                codes = rearrange(torch.stack(coded[:whole]), "(n b) q f -> b q (n f)", b=rows)
+                codes = codes[:, :, : self.config.frames(samples) - frames]
+                frames += codes.shape[2]
+                coded = coded[whole:]
+                yield codes
 
     def features(self, wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
         """Compute the continuous AudioMAE features that the codes quantise.
@@ -170,7 +227,8 @@ class SemantiCodec:
         """
         rows = []
         for row in _mono16k(wave, sample_rate):
-            patches = torch.cat([self._patches(chunk) for chunk in _chunks(self._windows(row), self._windows_at_once)])
+            windows = (window for (window,) in self._windows([row[None]]))
+            patches = torch.cat([self._patches(chunk) for chunk in _chunks(windows, self._windows_at_once)])
             columns = self.config.columns(self.config.frames(len(row)))
             rows.append(patches.flatten(0, 1)[: columns * BANDS])
         return torch.stack(rows)
@@ -183,7 +241,7 @@ class SemantiCodec:
         """Encode rows ``[S]`` of any lengths to codes ``[2, F]``, pooling their windows."""
         per_window = self.config.coded_columns // self.config.stack[0] * self.config.group
         pieces: list[Tensor] = []
-        windows = (window for row in rows for window in self._windows(row))
+        windows = (window for row in rows for (window,) in self._windows([row[None]]))
         for chunk in _chunks(windows, self._windows_at_once):
             pieces += self.encode_windows(chunk)
         results, first = [], 0
@@ -194,17 +252,10 @@ class SemantiCodec:
             first = last
         return results
 
-    def _windows(self, row: Tensor) -> Iterator[Tensor]:
-        """Cut samples ``[S]`` into the filter banks of the encoder's windows, ``[columns * 16, 128]`` each."""
-        context = self.config.encoder.context * COLUMN
-        count = -(-len(row) // self.config.block)
-        padded = functional.pad(row, (context, count * self.config.block - len(row) + FBANK_LOOKAHEAD))
-        for index in range(count):
-            start = index * self.config.block
-            rows = fbank(padded[start : start + context + self.config.block + FBANK_LOOKAHEAD])
-            if self.config.encoder.mask_padding and index == count - 1:
-                rows[-2:] = PADDING_ROW
-            yield rows
+    def _windows(self, pieces: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        """Cut consecutive samples ``[B, S]`` into windows: per window B filter banks ``[columns * 16, 128]``."""
+        encoder = self.config.encoder
+        return fbank_windows(pieces, encoder.context * COLUMN, self.config.block, mark_end=encoder.mask_padding)
 
     def _patches(self, windows: Tensor) -> Tensor:
         """Run AudioMAE on windows and keep the coded columns: ``[N, rows, 128]`` to ``[N, columns * 8, D]``."""
@@ -261,11 +312,11 @@ class SemantiCodec:
             CodesError: wrong shape, dtype or range, or ``length`` is more than the codes stand for.
             ConfigError: the decoder half was not loaded.
         """
-        checked_codes = self._checked(codes, streams)
-        whole = self.config.samples(checked_codes.shape[2])
-        if length is not None and not 0 <= length <= whole:
-            raise CodesError(f"{length} samples asked for; {checked_codes.shape[2]} frames stand for {whole}")
-        pieces = list(self._decode([checked_codes], seed, options or SamplerOptions()))
+        codes = self.checked_codes(codes, streams)
+        whole = self.config.samples(codes.shape[2])
+        if length is not None and (not is_whole(length) or not 0 <= length <= whole):
+            raise CodesError(f"{length!r} samples asked for; {codes.shape[2]} frames stand for {whole}")
+        pieces = list(self._decode([codes], seed, options or SamplerOptions()))
         return torch.cat(pieces, 1)[:, :length]
 
     def iter_decode(
@@ -285,7 +336,7 @@ class SemantiCodec:
             CodesError: as :meth:`decode`, or the pieces differ in their number of rows.
             ConfigError: the decoder half was not loaded.
         """
-        yield from self._decode((self._checked(piece, "both") for piece in codes), seed, options or SamplerOptions())
+        yield from self._decode((self.checked_codes(piece) for piece in codes), seed, options or SamplerOptions())
 
     def _decode(self, pieces: Iterable[Tensor], seed: int, options: SamplerOptions) -> Iterator[Tensor]:
         """Decode consecutive pieces and cut off what the last window has beyond the codes."""
@@ -304,7 +355,9 @@ class SemantiCodec:
         if self.config.decoder.join == "prefix":
             waves = decode_prefix(self.model, counted(), seed, options)
         else:
-            at_once = max(1, COLUMNS_AT_ONCE // self.config.decoder.columns)
+            # On the CPU a window sounds the same wherever it is decoded: alone in a stream, or in a batch of files.
+            pooled = max(1, COLUMNS_AT_ONCE // self.config.decoder.columns)
+            at_once = 1 if self.device.type == "cpu" else pooled
             waves = decode_crossfade(self.model, counted(), seed, options, at_once)
         for wave in waves:
             kept = wave[:, : self.config.samples(frames) - sent]
@@ -312,14 +365,30 @@ class SemantiCodec:
             if kept.shape[1]:
                 yield kept
 
-    def embed(self, codes: Tensor) -> Tensor:
-        """Return code embeddings ``[B, F, acoustic_dim + feature_dim]`` (acoustic first), zeros for missing codes."""
-        return self.model.embed(codes.to(self.device))
+    def embed(self, codes: Tensor | np.ndarray) -> Tensor:
+        """Look up the vectors that codes stand for.
 
-    def _checked(self, codes: Tensor | np.ndarray, streams: Streams) -> Tensor:
+        Args:
+            codes: int ``[B, 2, F]``; -1 marks a code that is missing.
+
+        Returns:
+            ``[B, F, acoustic_dim + feature_dim]`` (acoustic first), zeros for missing codes.
+
+        Raises:
+            CodesError: wrong shape, dtype or range.
+        """
+        return self.model.embed(self.checked_codes(codes))
+
+    def checked_codes(self, codes: Tensor | np.ndarray, streams: Streams = "both") -> Tensor:
+        """Return ``codes`` as int64 ``[B, 2, F]`` on the codec's device, without the streams that are to be ignored.
+
+        Raises:
+            CodesError: wrong shape, dtype or range.
+            ConfigError: ``streams`` is unknown.
+        """
         if streams not in get_args(Streams):
             raise ConfigError(f"streams {streams!r} are unknown; choose one of {', '.join(get_args(Streams))}")
-        codes = _tensor(codes)
+        codes = as_tensor(codes, CodesError)
         whole = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
         if codes.ndim != 3 or codes.shape[1] != 2 or 0 in codes.shape or not whole:
             raise CodesError(f"codes must be integers [batch, 2, frames], seen {codes.dtype} {tuple(codes.shape)}")
@@ -338,14 +407,24 @@ class SemantiCodec:
         return codes
 
 
-def _tensor(array: Tensor | np.ndarray) -> Tensor:
-    """Return a tensor; arrays are copied, since torch takes none that are reversed or read-only."""
-    return array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, order="C"))
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device that can be computed on.
+
+    Raises:
+        ConfigError: there is none of that name here.
+    """
+    try:
+        chosen = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ConfigError(f"there is no device {device!r} here; cpu always is ({error})") from error
+    if chosen.type == "meta":
+        raise ConfigError("the device 'meta' computes nothing; choose cpu or a GPU")
+    return chosen
 
 
 def _single(wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
     """Return one recording ``[S]`` as checked samples at 16 kHz on the CPU."""
-    wave = _tensor(wave)
+    wave = as_tensor(wave, AudioError)
     if wave.ndim != 1:
         raise AudioError(f"a sequence must hold recordings [S], seen {tuple(wave.shape)}; pass channels one by one")
     return _mono16k(wave, sample_rate)[0]
@@ -353,20 +432,7 @@ def _single(wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
 
 def _mono16k(wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
     """Return checked rows ``[B, S]`` at 16 kHz on the CPU."""
-    wave = _tensor(wave)
-    if not wave.is_floating_point():
-        raise AudioError(
-            f"samples must be floating point in [-1, 1], seen {wave.dtype}; divide integers by their range"
-        )
-    wave = wave.detach().to("cpu", torch.float32)
-    if not 1 <= wave.ndim <= 3 or 0 in wave.shape:
-        raise AudioError(f"samples must be [S], [B, S] or [B, C, S] and not empty, seen {tuple(wave.shape)}")
-    wave = checked(wave)
-    if wave.ndim == 1:
-        wave = wave[None]
-    if wave.ndim == 3:
-        wave = wave.mean(1)
-    return resample(wave, sample_rate, SAMPLE_RATE)
+    return resample(mono(wave), sample_rate, SAMPLE_RATE)
 
 
 def _chunks(items: Iterator[Tensor], size: int) -> Iterator[Tensor]:

@@ -382,7 +382,7 @@ def _mini(rate: TokenRate) -> CodecConfig:
             vae=VAEConfig(base=16, mults=(1, 2, 4), res_blocks=1, groups=8),
             vocoder=VocosConfig(),
             steps=1,
-            guidance=1.15,
+            guidance=1.1,
         ),
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import audio, wire
 from .config import SAMPLE_RATE
+from .errors import AudioError
 
 if TYPE_CHECKING:
     from .codec import SemantiCodec
@@ -64,11 +65,15 @@ def run(codec: SemantiCodec, recording: Path, out: Path, *, seed: int, options: 
         options: the decoder's dials.
 
     Raises:
-        AudioError: the recording is not readable.
-        OSError: the folder cannot be written to.
+        AudioError: the recording is not readable audio, or the decoded sound would overwrite it.
+        OSError: there is no recording, or the folder cannot be written to.
     """
+    code_file, sound, picture = (out / (recording.stem + ending) for ending in (".scodec", ".wav", ".png"))
+    if sound.resolve() == recording.resolve():
+        raise AudioError(f"{sound} would be overwritten; choose another folder for the results")
+    recording.open("rb").close()
     wave, rate = audio.load(recording)
-    wave = wave.mean(0, keepdim=True)
+    wave = audio.mono(wave[None])
     started = time.perf_counter()
     codes = codec.encode(wave, rate).cpu().numpy()
     encoded = time.perf_counter()
@@ -78,7 +83,6 @@ def run(codec: SemantiCodec, recording: Path, out: Path, *, seed: int, options: 
     finished = time.perf_counter()
 
     out.mkdir(parents=True, exist_ok=True)
-    code_file, sound, picture = (out / (recording.stem + ending) for ending in (".scodec", ".wav", ".png"))
     with code_file.open("wb") as file:
         wire.write_codes(file, wire.Header.of(codec.config, codec.weights_hash, rate, 1, wave.shape[1]), codes)
     audio.save(sound, audio.resample(decoded, SAMPLE_RATE, rate)[:, : wave.shape[1]], rate)
@@ -109,6 +113,10 @@ def log_mel(wave: Tensor) -> Tensor:
 def mel_l1(original: Tensor, decoded: Tensor) -> float:
     """Return the mean absolute difference of the log-mels of two mono signals ``[S]`` at 16 kHz, over common samples.
 
+    Args:
+        original: ``[S]`` at 16 kHz.
+        decoded: ``[S]`` at 16 kHz.
+
     Source: the definition under which the published codecs were scored: 64 Slaney-normalised bands from 0 to 8000 Hz
     of the magnitude STFT (FFT 1024, hop 160, Hann, centred), natural logarithm, floor 1e-5; no gain or delay is undone.
     """
@@ -117,7 +125,12 @@ def mel_l1(original: Tensor, decoded: Tensor) -> float:
 
 
 def stoi(original: Tensor, decoded: Tensor) -> float | None:
-    """Return the short-time objective intelligibility (0 to 1), or None if pystoi is not installed."""
+    """Return the short-time objective intelligibility (0 to 1), or None if pystoi is not installed.
+
+    Args:
+        original: ``[S]`` at 16 kHz.
+        decoded: ``[S]`` at 16 kHz.
+    """
     try:
         import pystoi
     except ImportError:
@@ -127,7 +140,17 @@ def stoi(original: Tensor, decoded: Tensor) -> float | None:
 
 
 def draw(path: Path, original: Tensor, decoded: Tensor, title: str) -> bool:
-    """Draw waveform and mel of both signals ``[S]`` at 16 kHz side by side; False if matplotlib is not installed."""
+    """Draw waveform and mel of both signals side by side.
+
+    Args:
+        path: of the picture; its ending names the format.
+        original: ``[S]`` at 16 kHz, in [-1, 1].
+        decoded: ``[S]`` at 16 kHz.
+        title: what to write above the decoded one.
+
+    Returns:
+        False if matplotlib is not installed, so that nothing was drawn.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

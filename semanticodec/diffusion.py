@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -52,12 +53,30 @@ class Schedule:
         return len(self.alpha_bar)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return x_t for latents x0 [B, ...], noise of the same shape and timesteps t int64 [B]."""
+        """Return what the forward process makes of latents.
+
+        Args:
+            x0: latents [B, ...].
+            noise: standard normal, of the same shape.
+            t: timesteps, int64 [B], 0 to T - 1.
+
+        Returns:
+            x_t, shaped like ``x0``.
+        """
         signal, sigma = self._scales(t, x0)
         return signal * x0 + sigma * noise
 
     def velocity(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return the v-prediction target ``sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0``; shapes as `add_noise`."""
+        """Return the v-prediction target ``sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0``.
+
+        Args:
+            x0: as in :meth:`add_noise`.
+            noise: as in :meth:`add_noise`.
+            t: as in :meth:`add_noise`.
+
+        Returns:
+            v, shaped like ``x0``.
+        """
         signal, sigma = self._scales(t, x0)
         return signal * noise - sigma * x0
 
@@ -90,6 +109,13 @@ def power_path(schedule: Schedule, steps: int) -> Path:
     close to 0 (so that the final jump is short).  On Gaussian mixtures, whose denoiser is known exactly,
     DPM-Solver++(2M) comes more than twice as close to the exact solution at 8 steps as on evenly spaced timesteps.
 
+    Args:
+        schedule: the forward process.
+        steps: how many timesteps, 1 to len(schedule).
+
+    Returns:
+        A path from the last timestep to alpha_bar 1.
+
     Raises:
         ConfigError: ``steps`` is not in 1..len(schedule).
     """
@@ -108,6 +134,13 @@ def published_path(schedule: Schedule, steps: int) -> Path:
     It has ``ceil(len(schedule) / c)`` steps, not always the number asked for (30 gives 31), starts below the noisiest
     timestep and stops short of the clean signal.  Where the published code runs past the end of its tables (3, 9, 27,
     36, 37, 101..111, 251..333 and more than 500 steps) the timestep that does not exist is left out.
+
+    Args:
+        schedule: the forward process.
+        steps: as the published samplers take it, 1 to len(schedule).
+
+    Returns:
+        A path to alpha_bar of timestep 0.
 
     Raises:
         ConfigError: ``steps`` is not in 1..len(schedule).
@@ -182,6 +215,15 @@ def guided(
     return predict
 
 
+def is_whole(value: object) -> bool:
+    """Tell whether a value is a whole number; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def noise(seed: int, window: int, step: int, shape: tuple[int, ...]) -> Tensor:
     """Draw standard normal noise on the CPU as a pure function of its arguments.
 
@@ -197,6 +239,8 @@ def noise(seed: int, window: int, step: int, shape: tuple[int, ...]) -> Tensor:
     Raises:
         ConfigError: a number is out of range.
     """
+    if not is_whole(seed):
+        raise ConfigError(f"the seed is {seed!r}; a whole number in 0..2**64-1 is needed")
     if not (0 <= seed < 2**64 and 0 <= window < 2**64 and INITIAL <= step < 2**32):
         raise ConfigError(f"noise(seed={seed}, window={window}, step={step}): seed and window must be in 0..2**64-1")
     # Philox is a keyed counter: distinct counter words are disjoint stretches of one stream, so nothing is hashed.
@@ -287,12 +331,12 @@ class SamplerOptions:
             raise ConfigError(f"no sampler is called {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
         if self.path not in PATHS:
             raise ConfigError(f"no path is called {self.path!r}; choose one of {', '.join(PATHS)}")
-        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
+        if self.steps is not None and (not is_whole(self.steps) or self.steps < 1):
             raise ConfigError(f"{self.steps!r} solver steps asked for; a whole number from 1 up is needed")
-        if self.guidance is not None and not math.isfinite(self.guidance):
-            raise ConfigError(f"guidance is {self.guidance}; a finite number is needed (1 is none)")
-        if not 0 <= self.eta <= 1:
-            raise ConfigError(f"eta is {self.eta}; choose from 0 (deterministic) to 1 (all noise drawn afresh)")
+        if self.guidance is not None and not (_is_number(self.guidance) and math.isfinite(self.guidance)):
+            raise ConfigError(f"guidance is {self.guidance!r}; a finite number is needed (1 is none)")
+        if not (_is_number(self.eta) and 0 <= self.eta <= 1):
+            raise ConfigError(f"eta is {self.eta!r}; choose from 0 (deterministic) to 1 (all noise drawn afresh)")
 
 
 PUBLISHED = SamplerOptions(sampler="ddim", steps=50, guidance=2.0, eta=1.0, path="published")

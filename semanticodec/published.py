@@ -38,13 +38,28 @@ FRAMES = ROWS // PATCH * 8
 
 
 def mono(wave: Tensor, sample_rate: int) -> Tensor:
-    """Return the first channel of ``[channels, samples]`` at 16 kHz, resampled as torchaudio does by default."""
+    """Return the first channel at 16 kHz, resampled as torchaudio does by default.
+
+    Args:
+        wave: ``[channels, samples]``.
+        sample_rate: in Hz.
+
+    Returns:
+        ``[samples]``.
+    """
     resampled: Tensor = torchaudio.functional.resample(wave, sample_rate, SAMPLE_RATE)
     return resampled[0]
 
 
 def token_count(samples: int, token_rate: int) -> tuple[float, int]:
     """Return the published target length of ``samples`` samples at 16 kHz, and the frames that are kept.
+
+    Args:
+        samples: of the recording, at 16 kHz.
+        token_rate: 25, 50 or 100 tokens per second.
+
+    Returns:
+        The target, a float as published, and the number of frames.
 
     Source: spec 2 step 4 and 3.6; float64 arithmetic in this order.
     """
@@ -87,7 +102,15 @@ def encode(codec: SemantiCodec, wave: Tensor, sample_rate: int) -> Tensor:
 
 
 def window_spans(frames: int, token_rate: int) -> list[tuple[int, int]]:
-    """Return the [start, end) frames of each decoder window, which share a sixteenth with the one before."""
+    """Return the frames of each decoder window, which share a sixteenth with the one before.
+
+    Args:
+        frames: to be decoded.
+        token_rate: 25, 50 or 100 tokens per second.
+
+    Returns:
+        ``[start, end)`` pairs.
+    """
     window = FRAMES * token_rate // 100
     hop = window - window // 16
     starts = [0]
@@ -97,7 +120,12 @@ def window_spans(frames: int, token_rate: int) -> list[tuple[int, int]]:
 
 
 def conditioning(codec: SemantiCodec, tokens: Tensor) -> tuple[Conditioning, Conditioning]:
-    """Return what one window of tokens ``[1, frames, 2]`` asks for, and its absence, for guidance."""
+    """Return what one window of tokens asks for, and its absence, for guidance.
+
+    Args:
+        codec: an official preset.
+        tokens: int64 ``[1, frames, 2]``, at most a window.
+    """
     conditioner = codec.model.conditioner
     assert isinstance(conditioner, ContextConditioner)
     features = codec.embed(tokens.mT)
@@ -107,7 +135,15 @@ def conditioning(codec: SemantiCodec, tokens: Tensor) -> tuple[Conditioning, Con
 
 
 def cross_fade(windows: Sequence[Tensor], overlap: int = OVERLAP) -> Tensor:
-    """Join windows ``[..., samples]`` linearly over ``overlap`` samples of each; ramps in float64, sums in float32."""
+    """Join windows linearly; ramps in float64, sums in float32.
+
+    Args:
+        windows: at least one, ``[..., samples]`` each.
+        overlap: samples that each shares with the one before.
+
+    Returns:
+        float32 ``[..., samples]``.
+    """
     rise = torch.linspace(0, 1, overlap, dtype=torch.float64, device=windows[0].device)
     joined = windows[0]
     for window in windows[1:]:
@@ -118,7 +154,12 @@ def cross_fade(windows: Sequence[Tensor], overlap: int = OVERLAP) -> Tensor:
 
 
 def sample_count(frames: int, token_rate: int) -> int:
-    """Return how many samples ``frames`` frames are cut to: 320 per frame at 100 tokens per second, or one less."""
+    """Return how many samples a decoded file is cut to: 320 per frame at 100 tokens per second, or one less.
+
+    Args:
+        frames: that were decoded.
+        token_rate: 25, 50 or 100 tokens per second.
+    """
     return int(((frames / 8) * 16 * 0.01 * (100 / token_rate)) * SAMPLE_RATE)
 
 

@@ -5,8 +5,10 @@ B rows, F frames, D channels, T latent steps, M mel rows, S samples at 16 kHz.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -25,14 +27,44 @@ STEPS = PATCH // LATENT_ROWS
 """Latent steps per patch column."""
 
 
-def draw_windows(config: CodecConfig, seed: int, windows: list[int], device: torch.device) -> Draw:
-    """Return the noise of rows that stand for the given window indices; one index per row."""
+@dataclass(frozen=True)
+class State:
+    """What something remembers between steps: tensors with one entry per row; a value, owned by whoever steps.
+
+    Rows are sessions that know nothing of each other: they can be taken apart, moved and put together again.
+    """
+
+    @property
+    def _parts(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
+
+    def __len__(self) -> int:
+        return len(self._parts[0])
+
+    def rows(self) -> list[Self]:
+        """Split into the states of single rows."""
+        return [type(self)(*row) for row in zip(*(part.split(1) for part in self._parts), strict=True)]
+
+    @classmethod
+    def joined(cls, rows: Sequence[Self]) -> Self:
+        """Put states together, one after the other; undoes :meth:`rows`."""
+        return cls(*(torch.cat(parts) for parts in zip(*(row._parts for row in rows), strict=True)))
+
+    def where(self, rows: Tensor, other: Self) -> Self:
+        """Keep the rows that are true in ``rows`` (bool ``[B]``) and take the others from ``other``."""
+        pairs = zip(self._parts, other._parts, strict=True)
+        return type(self)(*(torch.where(rows.to(a.device).reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
+
+
+def draw_windows(config: CodecConfig, seeds: Sequence[int], windows: Sequence[int], device: torch.device) -> Draw:
+    """Return the noise of rows that stand for the given windows; one seed and one index per row."""
     decoder = config.decoder
     shape = (decoder.vae.latent_channels, decoder.columns * STEPS, MEL_BINS // LATENT_ROWS)
+    pairs = list(zip(seeds, windows, strict=True))
 
     def draw(step: int) -> Tensor:
-        distinct = {window: noise(seed, window, step, shape) for window in set(windows)}
-        return torch.stack([distinct[window] for window in windows]).to(device)
+        distinct = {(seed, window): noise(seed, window, step, shape) for seed, window in set(pairs)}
+        return torch.stack([distinct[pair] for pair in pairs]).to(device)
 
     return draw
 
@@ -60,7 +92,6 @@ def decode_crossfade(
     """
     config = model.config
     fade = config.decoder.overlap * COLUMN
-    ramp = torch.linspace(0, 1, fade, dtype=torch.float64)
     tail: Tensor | None = None
     index = 0
     for group in _grouped(_overlapping(pieces, config.window_frames, config.hop_frames), at_once):
@@ -70,8 +101,7 @@ def decode_crossfade(
         ):
             head = wave[:, :fade]
             if tail is not None:
-                rising = ramp.to(head)
-                head = head * rising + tail * rising.flip(0)
+                head = faded(tail, head)
             yield torch.cat([head, wave[:, fade:-fade]], 1)
             tail = wave[:, -fade:]
         index += len(group)
@@ -79,26 +109,49 @@ def decode_crossfade(
         yield tail
 
 
+def faded(tail: Tensor, head: Tensor) -> Tensor:
+    """Fade the end of one window into the beginning of the next, both ``[B, S]``."""
+    rising = torch.linspace(0, 1, head.shape[1], dtype=torch.float64).to(head)
+    return head * rising + tail * rising.flip(0)
+
+
 def generate_windows(
     model: CodecModel, codes: list[Tensor], windows: Iterable[int], seed: int, options: SamplerOptions, at_once: int
 ) -> Tensor:
-    """Decode single windows of codes (each ``[B, 2, F]``) to samples ``[len(codes) * B, window]``, window-major."""
-    config, latent, conditioner = model.config, _decoder(model), model.conditioner
-    assert isinstance(conditioner, ContextConditioner)
+    """Decode single windows.
+
+    Args:
+        model: with its decoder half.
+        codes: one window ``[B, 2, F]`` each, F at most a window.
+        windows: their indices since the start of the file, for the noise.
+        seed: of the noise.
+        options: the caller's dials.
+        at_once: rows that one call of the networks may see.
+
+    Returns:
+        Samples ``[len(codes) * B, S]``, window-major.
+    """
     rows: list[tuple[int, Tensor]] = [
         (window, row) for window, batch in zip(windows, codes, strict=True) for row in batch.split(1)
     ]
     waves = []
-    with torch.inference_mode():
-        for first in range(0, len(rows), at_once):
-            part = rows[first : first + at_once]
-            context = torch.cat([conditioner(model.embed(row)) for _, row in part])
-            empty = conditioner(torch.zeros_like(context[..., : -conditioner.positions.shape[1]]))
-            conditioning, unconditional = (Conditioning(contexts=((c, None),)) for c in (context, empty))
-            draw = draw_windows(config, seed, [window for window, _ in part], context.device)
-            latents = latent.generate(conditioning, unconditional, draw, options)
-            waves += [latent.wave(latent.mel(z)) for z in latents.split(1)]
+    for first in range(0, len(rows), at_once):
+        indices, parts = zip(*rows[first : first + at_once], strict=True)
+        draw = draw_windows(model.config, [seed] * len(parts), indices, _decoder(model).scale.device)
+        waves.append(generate_rows(model, parts, draw, options))
     return torch.cat(waves)
+
+
+def generate_rows(model: CodecModel, codes: Sequence[Tensor], draw: Draw, options: SamplerOptions) -> Tensor:
+    """Decode windows of codes (each ``[1, 2, F]``, F at most a window) in one call, to ``[len(codes), S]``."""
+    latent, conditioner = _decoder(model), model.conditioner
+    assert isinstance(conditioner, ContextConditioner)
+    with torch.inference_mode():
+        context = torch.cat([conditioner(model.embed(row)) for row in codes])
+        empty = conditioner(torch.zeros_like(context[..., : -conditioner.positions.shape[1]]))
+        conditioning, unconditional = (Conditioning(contexts=((c, None),)) for c in (context, empty))
+        latents = latent.generate(conditioning, unconditional, draw, options)
+        return torch.cat([latent.wave(latent.mel(z)) for z in latents.split(1)])
 
 
 def _overlapping(pieces: Iterable[Tensor], window: int, hop: int) -> Iterator[Tensor]:
@@ -128,8 +181,8 @@ def _grouped(items: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
 
 
 @dataclass(frozen=True)
-class Past:
-    """All that a prefix decoder remembers between blocks; a value, owned by whoever decodes.
+class Past(State):
+    """All that a prefix decoder remembers between blocks.
 
     Args:
         features: grid ``[B, channels, overlap steps, 16]`` of the codes just before the block.
@@ -137,7 +190,7 @@ class Past:
         present: bool ``[B]``, false where nothing came before.
         mel: the rows ``[B, M, 64]`` that the vocoder still needs.
         wave: the samples ``[B, S]`` that it continues from.
-        window: index of the next block.
+        window: index of the next block, int64 ``[B]`` on the CPU, where noise is drawn.
     """
 
     features: Tensor
@@ -145,27 +198,7 @@ class Past:
     present: Tensor
     mel: Tensor
     wave: Tensor
-    window: int
-
-    def rows(self) -> list[Past]:
-        """Split into the states of single rows."""
-        parts = (self.features, self.latents, self.present, self.mel, self.wave)
-        rows = zip(*(part.split(1) for part in parts), strict=True)
-        return [
-            Past(features, latents, present, mel, wave, self.window) for features, latents, present, mel, wave in rows
-        ]
-
-    @staticmethod
-    def joined(rows: list[Past]) -> Past:
-        """Undo :meth:`rows`."""
-        return Past(
-            torch.cat([row.features for row in rows]),
-            torch.cat([row.latents for row in rows]),
-            torch.cat([row.present for row in rows]),
-            torch.cat([row.mel for row in rows]),
-            torch.cat([row.wave for row in rows]),
-            rows[0].window,
-        )
+    window: Tensor
 
 
 def begin(model: CodecModel, batch: int) -> Past:
@@ -179,18 +212,20 @@ def begin(model: CodecModel, batch: int) -> Past:
         torch.zeros(batch, dtype=torch.bool, device=device),
         torch.full((batch, vocoder.history + vocoder.lookahead, MEL_BINS), SILENCE, device=device),
         torch.zeros(batch, vocoder.memory, device=device),
-        0,
+        torch.zeros(batch, dtype=torch.int64),
     )
 
 
-def step(model: CodecModel, codes: Tensor, past: Past, seed: int, options: SamplerOptions) -> tuple[Tensor, Past]:
+def step(
+    model: CodecModel, codes: Tensor, past: Past, seeds: Sequence[int], options: SamplerOptions
+) -> tuple[Tensor, Past]:
     """Generate one block after ``past``.
 
     Args:
         model: with its decoder half.
         codes: one block ``[B, 2, block frames]``.
         past: from :func:`begin` or the step before.
-        seed: of the noise.
+        seeds: of the noise, one per row.
         options: the caller's dials.
 
     Returns:
@@ -199,7 +234,8 @@ def step(model: CodecModel, codes: Tensor, past: Past, seed: int, options: Sampl
     if codes.device.type == "cpu" and len(codes) > 1:
         # Products of another batch size round differently, and the phase iterations amplify that block after block.  On
         # the CPU, where a row is promised not to depend on its neighbours, each is computed alone.
-        pairs = [step(model, row, own, seed, options) for row, own in zip(codes.split(1), past.rows(), strict=True)]
+        rows = zip(codes.split(1), past.rows(), seeds, strict=True)
+        pairs = [step(model, row, own, [seed], options) for row, own, seed in rows]
         return torch.cat([wave for wave, _ in pairs]), Past.joined([own for _, own in pairs])
     latent, conditioner = _decoder(model), model.conditioner
     assert isinstance(conditioner, GridConditioner)
@@ -211,7 +247,7 @@ def step(model: CodecModel, codes: Tensor, past: Past, seed: int, options: Sampl
         conditioning, unconditional = (
             Conditioning(concat=torch.cat([past.features, part], 2)) for part in (grid, empty)
         )
-        draw = draw_windows(model.config, seed, [past.window] * len(codes), grid.device)
+        draw = draw_windows(model.config, seeds, past.window.tolist(), grid.device)
         latents = latent.generate(conditioning, unconditional, draw, options, known)
         overlap = past.latents.shape[2]
         mel = torch.cat([past.mel, latent.mel(latents).float()[:, overlap * LATENT_ROWS :]], 1)
@@ -249,12 +285,15 @@ def decode_prefix(model: CodecModel, pieces: Iterable[Tensor], seed: int, option
         Consecutive samples ``[B, S]``, together as many as the codes stand for (rounded up to a block).
     """
     past: Past | None = None
+    first = True
     behind = _vocoder(model).lookahead * HOP
     block = model.config.hop_frames
     for codes in _overlapping(pieces, block, block):
         past = begin(model, len(codes)) if past is None else past
-        wave, past = step(model, functional.pad(codes, (0, block - codes.shape[2]), value=MISSING), past, seed, options)
-        yield wave[:, behind:] if past.window == 1 else wave
+        padded = functional.pad(codes, (0, block - codes.shape[2]), value=MISSING)
+        wave, past = step(model, padded, past, [seed] * len(codes), options)
+        yield wave[:, behind:] if first else wave
+        first = False
     if past is not None:
         yield finish(model, past)
 

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Before torch is first imported: the same number of threads, and so the same summation order, on every machine.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before torch is first imported: the same number of threads, and so the same summation order, on every machine; one
+# in each of several test processes, which would otherwise wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 
 # Models are slow at first use and machines are shared: no deadlines. In CI the same examples every time.
 settings.register_profile("local", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from semanticodec.checkpoints import OFFICIAL_DECODER, OFFICIAL_ENCODER, apply_rules
+from semanticodec.keymap import OFFICIAL_DECODER, OFFICIAL_ENCODER, apply_rules
 
 BOUND = 1e-4
 """Largest allowed error of float32 results, relative to the recorded output's standard deviation."""

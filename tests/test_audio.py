@@ -18,7 +18,20 @@ from hypothesis import strategies as st
 from tiny import noise
 from torch import Tensor
 
-from semanticodec.audio import FBANK_MEAN, FBANK_SCALE, checked, fbank, load, log_mel, resample, save
+from semanticodec import audio
+from semanticodec.audio import (
+    FBANK_MEAN,
+    FBANK_SCALE,
+    check_format,
+    checked,
+    fbank,
+    load,
+    log_mel,
+    open_sound,
+    pieces,
+    resample,
+    save,
+)
 from semanticodec.errors import AudioError
 
 RATES = (8000, 11025, 22050, 44100, 44101, 48000, 96000)
@@ -75,6 +88,52 @@ class TestFiles:
         memory.seek(0)
         with pytest.raises(AudioError, match="no samples"):
             load(memory)
+
+    @pytest.mark.parametrize(
+        ("form", "rate", "channels"),
+        [("OGG", 200_001, 1), ("MP3", 44_101, 1), ("MP3", 16_000, 3), ("FLAC", 700_000, 1), ("FLAC", 44_100, 9)],
+    )
+    def test_refuses_formats_that_have_no_such_files(self, tmp_path: Path, form: str, rate: int, channels: int) -> None:
+        path = tmp_path / f"a.{form.lower()}"
+        for call in (
+            lambda: check_format(form, rate, channels),
+            lambda: save(path, torch.zeros(channels, 10), rate),
+            lambda: save(io.BytesIO(), torch.zeros(channels, 10), rate, format=form),
+        ):
+            with pytest.raises(AudioError, match=f"cannot write {form} with {channels} channels at {rate} Hz"):
+                call()
+        assert not path.exists()
+        check_format("OGG", 200_000, 1)
+
+    def test_a_full_disk_is_an_error(self, tmp_path: Path) -> None:
+        (tmp_path / "a.wav").symlink_to("/dev/full")
+        with pytest.raises(AudioError, match=r"cannot write .*a\.wav"):
+            save(tmp_path / "a.wav", torch.zeros(10**6), 16000)
+
+    def test_in_pieces(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        save(tmp_path / "a.flac", noise(2, 2500, scale=0.1), 16000)
+        monkeypatch.setattr(audio, "PIECE", 2000)
+        with open_sound(tmp_path / "a.flac") as file:
+            parts = list(pieces(file))
+        assert [part.shape for part in parts] == [(2, 1000), (2, 1000), (2, 500)]
+        assert torch.equal(torch.cat(parts, 1), load(tmp_path / "a.flac")[0])
+        save(tmp_path / "b.wav", torch.zeros(0), 16000)
+        with open_sound(tmp_path / "b.wav") as file, pytest.raises(AudioError, match=r"b\.wav holds no samples"):
+            list(pieces(file))
+
+    def test_damage_inside_is_an_error(self, tmp_path: Path) -> None:
+        save(tmp_path / "a.flac", noise(1, 100_000, scale=0.1), 16000)
+        data = bytearray((tmp_path / "a.flac").read_bytes())
+        data[50_000:90_000] = bytes(40_000)
+        for whole in (True, False):
+            with open_sound(io.BytesIO(data)) as file, pytest.raises(AudioError, match="this is not audio"):
+                _ = load(io.BytesIO(data)) if whole else list(pieces(file))
+
+    def test_open_files_have_no_odd_names(self) -> None:
+        with pytest.raises(AudioError, match=r"^this is not audio that libsndfile can read: [^<]*$"):
+            load(io.BytesIO(b"nothing"))
+        with pytest.raises(AudioError, match=r"^cannot write an open file without a format[^<]*$"):
+            save(io.BytesIO(), torch.zeros(10), 16000)
 
     def test_refuses_to_write_the_impossible(self, tmp_path: Path) -> None:
         wave = torch.zeros(2, 10)
@@ -136,6 +195,12 @@ class TestResample:
         wave = noise(3, 77).double()
         assert torch.equal(resample(wave, 44101, 44101), wave.float())
 
+    @pytest.mark.parametrize("rate", [44100.0, "16000", None, True])
+    def test_refuses_rates_that_are_no_whole_numbers(self, rate: object) -> None:
+        with pytest.raises(AudioError, match=f"{rate!r} Hz was given; it must be a whole number"):
+            resample(torch.zeros(10), rate, 16000)  # type: ignore[arg-type]
+        assert torch.equal(resample(torch.ones(10), np.int64(16000), 16000), torch.ones(10))
+
     @pytest.mark.parametrize("rate", [0, -16000, 1, 999, 2**31])
     def test_refuses_rates_that_make_no_sense(self, rate: int) -> None:
         for pair in ((rate, 16000), (16000, rate), (rate, rate)):
@@ -150,6 +215,15 @@ def test_checked_refuses_what_is_not_finite(bad: float) -> None:
     wave[1, 3:5] = bad
     with pytest.raises(AudioError, match="2 of 18 samples are NaN or infinite"):
         checked(wave)
+
+
+@pytest.mark.parametrize("level", [1.01e9, -1e19, 3e38])
+def test_checked_refuses_what_cannot_be_computed_with(level: float) -> None:
+    with pytest.raises(
+        AudioError, match=rf"largest sample is {abs(level):.3g}; samples lie in \[-1, 1\]".replace("+", r"\+")
+    ):
+        checked(torch.tensor([0.5, level]))
+    assert torch.isfinite(fbank(checked(noise(2000).clamp(-1, 1) * 1e9))).all()
 
 
 class TestFilterBank:

@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from semanticodec import checkpoints
+from semanticodec import checkpoints, keymap
 from semanticodec.checkpoints import convert, load, locate, save, weights_hash
 from semanticodec.config import PRESETS, AudioMAEConfig, CodecConfig
-from semanticodec.errors import CheckpointError
+from semanticodec.errors import CheckpointError, ConfigError
 from semanticodec.model import CodecModel
 from semanticodec.nn.audiomae import AudioMAE
 from semanticodec.nn.quantize import Codebooks, ResidualEncoder
@@ -243,9 +243,9 @@ def test_long_lists_are_cut(official: Path) -> None:
 
 
 def test_two_tensors_for_one_name_are_refused() -> None:
-    rules = checkpoints._native_rules(100)
+    rules = keymap.native_rules("encoder", 100)
     tensors = {"mae.norm": torch.zeros(1), "rate100.mae.norm": torch.zeros(1), "rate50.mae.norm": torch.zeros(1)}
-    found, unmapped = checkpoints.apply_rules(rules, tensors, {"mae"})
+    found, unmapped = keymap.apply_rules(rules, tensors, {"mae"})
     assert list(found) == ["mae.norm"]
     assert unmapped == ["rate100.mae.norm"]
 
@@ -449,6 +449,62 @@ def test_convert_is_strict(official: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "native").exists()
 
 
+def test_either_half_knows_the_identity(official: Path) -> None:
+    source = locate(official)
+    want = weights_hash(source)
+    (official / "decoder.ckpt").unlink()
+    assert weights_hash(source) == want
+
+
+def test_every_token_rate_has_its_own_identity(rates: dict[CodecConfig, dict[str, Tensor]], tmp_path: Path) -> None:
+    save(tmp_path, rates)
+    found = {config.name: weights_hash(locate(tmp_path, config.name)) for config in rates}
+    assert found == {config.name: weights_hash(state) for config, state in rates.items()}
+    assert len(set(found.values())) == 3
+
+
+def test_two_names_must_agree(
+    rates: dict[CodecConfig, dict[str, Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+    save(tmp_path / "mini", rates)
+    assert locate("mini-50", "mini-50").config.token_rate == 50
+    assert locate("mini", "mini-100").config.token_rate == 100
+    for name, other in (("mini-50", "mini-100"), ("mini", "mini-25"), (NAME, "mini-100")):
+        with pytest.raises(ConfigError, match=f"{name} was asked for, and the preset {other}"):
+            locate(name, other)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("encoder", "foo.bar"),
+        ("encoder", "rate50"),
+        ("encoder", "rate7.x"),
+        ("encoder", "rate7.mae.norm.weight"),
+        ("encoder", "rate50.foo"),
+        ("encoder", "latent.scale"),
+        ("encoder", "mae"),
+        ("codebooks", "mae.norm.weight"),
+        ("decoder", "codebooks.semantic"),
+    ],
+)
+def test_names_that_belong_elsewhere_are_refused(
+    rates: dict[CodecConfig, dict[str, Tensor]], tmp_path: Path, file: str, name: str
+) -> None:
+    save(tmp_path, rates)
+    path, books = tmp_path / f"{file}.safetensors", tmp_path / "codebooks.safetensors"
+    state = {key: x.clone() for key, x in load_file(path).items()} | {name: torch.zeros(2)}
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata() | {"sha256": checkpoints._digest(state)}
+    save_file(state, path, metadata)
+    if file != "codebooks":
+        resave(books, **{f"{file}_sha256": metadata["sha256"]})
+    source = locate(tmp_path, "mini-100")
+    with pytest.raises(CheckpointError, match=rf"without a place in the model: {re.escape(name)}\."):
+        load(build(source.config), source, device="cpu", dtype=torch.float32)
+
+
 @pytest.fixture
 def rates() -> dict[CodecConfig, dict[str, Tensor]]:
     """Three token rates that share everything but the k-means tables and one layer."""
@@ -503,20 +559,17 @@ def test_native_halves_open_their_own_file(rates: dict[CodecConfig, dict[str, Te
         (tmp_path / "away").rename(path)
 
 
-def test_identity_follows_codebooks_and_decoder_only(
-    rates: dict[CodecConfig, dict[str, Tensor]], tmp_path: Path
-) -> None:
+def test_identity_follows_the_codebooks_only(rates: dict[CodecConfig, dict[str, Tensor]], tmp_path: Path) -> None:
     def identity(change: str) -> str:
         config = next(iter(rates))
         save(tmp_path, {config: rates[config] | {change: rates[config][change] + 1}})
         return weights_hash(locate(tmp_path))
 
-    same = {identity(name) for name in ("mae.norm.weight", "residual.project.weight")}
-    others = {
-        identity(name) for name in ("codebooks.semantic", "codebooks.acoustic", "latent.unet.0.bias", "latent.scale")
-    }
+    same = {identity(name) for name in ("mae.norm.weight", "residual.project.weight", "latent.unet.0.bias")}
+    others = {identity(name) for name in ("codebooks.semantic", "codebooks.acoustic")}
     assert len(same) == 1
-    assert len(others - same) == 4
+    assert len(others - same) == 2
+    assert same == {weights_hash(rates[next(iter(rates))])}
 
 
 def test_save_refuses_what_it_cannot_tell_apart(rates: dict[CodecConfig, dict[str, Tensor]], tmp_path: Path) -> None:
@@ -598,18 +651,18 @@ def test_published_keys_are_all_mapped_or_dropped(goldens: Path, rate: int) -> N
     with torch.device("meta"):
         wanted = {name: tuple(x.shape) for name, x in CodecModel(config).state_dict().items()}
     files = {
-        checkpoints.OFFICIAL_ENCODER: ["audiomae", f"acoustic_{rate}"],
-        checkpoints.OFFICIAL_DECODER: [f"unet_{rate}", f"unet_ema_{rate}", "diffusion_buffers", "vae", "vocoder"],
+        keymap.OFFICIAL_ENCODER: ["audiomae", f"acoustic_{rate}"],
+        keymap.OFFICIAL_DECODER: [f"unet_{rate}", f"unet_ema_{rate}", "diffusion_buffers", "vae", "vocoder"],
     }
     found = {"codebooks.semantic": wanted["codebooks.semantic"]}
     used = set()
     for rules, parts in files.items():
         entries = [entry for part in parts for entry in Goldens(goldens).entries(part)]
         published = {entry["key"]: torch.empty(entry["shape"], device="meta") for entry in entries}
-        mapped, unmapped = checkpoints.apply_rules(rules, published, {name.split(".")[0] for name in wanted})
+        mapped, unmapped = keymap.apply_rules(rules, published, {name.split(".")[0] for name in wanted})
         assert unmapped == []
         found |= {name: tuple(x.shape) for name, x in mapped.items()}
         used |= {rule for name in published for rule in [next(r for r in rules if re.fullmatch(r.pattern, name))]}
     assert found == wanted
     # Every rule has a purpose: none is shadowed by an earlier one or matches nothing.
-    assert used == {*checkpoints.OFFICIAL_ENCODER, *checkpoints.OFFICIAL_DECODER}
+    assert used == {*keymap.OFFICIAL_ENCODER, *keymap.OFFICIAL_DECODER}

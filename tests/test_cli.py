@@ -1,9 +1,13 @@
 """The command line, end to end, with a tiny random model in the place of the shipped one."""
 
+import importlib.metadata
 import io
 import os
+import resource
+import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from semanticodec import audio, checkpoints, cli, demo, wire
+from semanticodec.cli.jobs import Job
 from semanticodec.codec import SemantiCodec
 from semanticodec.diffusion import SamplerOptions
 from semanticodec.errors import CheckpointError
@@ -150,7 +155,7 @@ class TestRoundTrip:
         tool = f"{sys.executable} -c 'from semanticodec.cli import main; main()'"
         model = f"--model {weights / 'mini'}"
         line = f"cat a.wav | {tool} encode - {model} | {tool} decode - {model} > b.wav"
-        root = Path(cli.__file__).parent.parent
+        root = Path(cli.__file__).parents[2]
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", line],
             check=False,
@@ -159,6 +164,233 @@ class TestRoundTrip:
         )
         assert (done.returncode, done.stderr) == (0, b"")
         assert soundfile.info(tmp_path / "b.wav").frames == samples
+
+
+class TestAnyLength:
+    """Files are read, coded and written piece by piece, never held whole."""
+
+    @pytest.fixture(autouse=True)
+    def _small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(audio, "PIECE", 3000)
+
+    @pytest.mark.parametrize("channels", [1, 2])
+    @pytest.mark.parametrize("flag", ["--downmix", "--per-channel"])
+    def test_equals_the_whole(self, tmp_path: Path, channels: int, flag: str) -> None:
+        make_sound(tmp_path / "a.wav", 1.5, 44100, channels)
+        ok("encode", "a.wav", flag)
+        codec = SemantiCodec.from_pretrained("mini-100")
+        wave, rate = audio.load(tmp_path / "a.wav")
+        want = codec.encode(wave if flag == "--per-channel" else wave[None], rate)
+        np.testing.assert_array_equal(wire.read_codes((tmp_path / "a.scodec").read_bytes()).codes, want.numpy())
+
+    def test_nothing_is_read_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module, name in ((audio, "load"), (wire, "read_codes"), (SemantiCodec, "encode"), (SemantiCodec, "decode")):
+            monkeypatch.setattr(module, name, None)
+        samples = make_sound(tmp_path / "a.wav", 0.6, 22050, 2)
+        sound = (tmp_path / "a.wav").read_bytes()
+        ok("encode", "a.wav")
+        codes = ok("encode", "-", stdin=sound).stdout_bytes
+        assert codes == (tmp_path / "a.scodec").read_bytes()
+        ok("info", "a.scodec")
+        ok("decode", "a.scodec", "-o", "b.wav")
+        assert ok("decode", "-", stdin=codes).stdout_bytes == (tmp_path / "b.wav").read_bytes()
+        assert soundfile.info(tmp_path / "b.wav").frames == samples
+
+    def test_long_files_leave_the_batch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for seed, name in enumerate("ab"):
+            make_sound(tmp_path / f"{name}.wav", 0.5 + seed, seed=seed)
+        ok("encode", "a.wav", "b.wav", "-o", "one", "--batch", 2)
+        monkeypatch.setattr(cli, "SHORT", 1)
+        pooled: list[int] = []
+        encode = SemantiCodec.encode
+        monkeypatch.setattr(
+            SemantiCodec, "encode", lambda self, wave, rate: pooled.append(len(wave)) or encode(self, wave, rate)
+        )
+        ok("encode", "a.wav", "b.wav", "-o", "two", "--batch", 2)
+        assert pooled == [1]
+        for name in "ab":
+            assert (tmp_path / f"one/{name}.scodec").read_bytes() == (tmp_path / f"two/{name}.scodec").read_bytes()
+
+
+class TestOptions:
+    @pytest.fixture
+    def both(self, tmp_path: Path) -> Path:
+        models = {}
+        for seed, rate in enumerate((100, 50)):
+            config = tiny.config("mini", rate)
+            model = CodecModel(config)
+            tiny.fill(model, seed)
+            models[config] = model.state_dict()
+        checkpoints.save(tmp_path / "both", models)
+        return tmp_path / "both"
+
+    def test_preset(self, tmp_path: Path, both: Path) -> None:
+        make_sound(tmp_path / "a.wav")
+        for rate in (100, 50):
+            name = f"{rate}.scodec"
+            ok("encode", "a.wav", "-o", name, "--model", both, "--preset", f"mini-{rate}")
+            assert wire.read_codes((tmp_path / name).read_bytes()).header.token_rate == rate
+            ok("decode", name, "--model", both, "-o", f"{rate}.wav")
+        result = run("encode", "a.wav", "--model", both)
+        assert (result.exit_code, "say which one" in result.stderr) == (1, True)
+        result = run("encode", "a.wav", "--model", "mini-100", "--preset", "mini-25")
+        assert result.exit_code == 1
+        assert "mini-100 was asked for, and the preset mini-25 too" in result.stderr
+
+    def test_model_of_another_rate(self, tmp_path: Path, both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_sound(tmp_path / "a.wav")
+        ok("encode", "a.wav", "--model", both, "--preset", "mini-100")
+        monkeypatch.setattr(checkpoints, "WEIGHTS", both.parent)
+        both.rename(both.parent / "mini")
+        result = run("decode", "a.scodec", "-o", "b.wav", "--model", "mini-50")
+        assert result.exit_code == 1
+        assert "made by mini-100" in result.stderr
+        assert "loaded is mini-50" in result.stderr
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+    def test_device_and_dtype(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+        seen: list[tuple[str, torch.device, torch.dtype]] = []
+
+        def spy(name: str) -> None:
+            real = getattr(SemantiCodec, name)
+
+            def call(self: SemantiCodec, *args: object, **kwargs: object) -> object:
+                seen.append((name, self.device, self.dtype))
+                return real(self, *args, **kwargs)
+
+            monkeypatch.setattr(SemantiCodec, name, call)
+
+        make_sound(tmp_path / "a.wav")
+        spy("iter_encode")
+        spy("iter_decode")
+        ok("encode", "a.wav", "--dtype", dtype, "--device", "cpu")
+        if dtype != "float16":  # which a CPU lacks operations for
+            ok("decode", "a.scodec", "-o", "b.wav", "--dtype", dtype, "--device", "cpu")
+        want = (torch.device("cpu"), getattr(torch, dtype))
+        assert seen == [("iter_encode", *want), ("iter_decode", *want)][: len(seen)]
+        assert seen
+
+    def test_precisions_understand_each_other(self, tmp_path: Path) -> None:
+        make_sound(tmp_path / "a.wav")
+        ok("encode", "a.wav", "--dtype", "bfloat16")
+        ok("decode", "a.scodec", "-o", "b.wav", "--dtype", "float32")
+        ok("decode", "a.scodec", "-o", "c.wav", "--dtype", "bfloat16")
+        assert (tmp_path / "b.wav").read_bytes() != (tmp_path / "c.wav").read_bytes()
+
+    def test_version(self) -> None:
+        assert ok("--version").stdout == f"semanticodec {importlib.metadata.version('semanticodec')}\n"
+
+    def test_serve_hands_everything_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        given: list[object] = []
+        stub = types.ModuleType("semanticodec_server.__main__")
+        stub.app = lambda args, prog_name: given.extend([prog_name, *args])  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "semanticodec_server", types.ModuleType("semanticodec_server"))
+        monkeypatch.setitem(sys.modules, "semanticodec_server.__main__", stub)
+        ok("serve", "--port", "0", "--help", "-x", "word")
+        assert given == ["semanticodec serve", "--port", "0", "--help", "-x", "word"]
+
+    def test_serve_without_its_extra_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "semanticodec_server.__main__", None)
+        result = run("serve")
+        assert result.exit_code == 1
+        assert "pip install 'semanticodec[server]'" in result.stderr
+
+
+class TestTargets:
+    @pytest.mark.parametrize(
+        ("ending", "rate", "channels"),
+        [(".ogg", 384_000, 1), (".mp3", 44_101, 1), (".mp3", 16_000, 3), (".flac", 700_000, 1), (".flac", 44_100, 9)],
+    )
+    def test_what_cannot_be_written_is_not_decoded(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, rate: int, channels: int
+    ) -> None:
+        codec = SemantiCodec.from_pretrained("mini-100")
+        header = wire.Header.of(codec.config, codec.weights_hash, rate, channels, 100)
+        with (tmp_path / "a.scodec").open("wb") as file:
+            wire.write_codes(file, header, np.zeros((channels, 2, 8), int))
+        monkeypatch.setattr(SemantiCodec, "iter_decode", None)
+        result = run("decode", "a.scodec", "-o", f"b{ending}")
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert f"cannot write {ending[1:].upper()} with {channels} channels at {rate} Hz" in result.stderr
+        assert [path.name for path in tmp_path.iterdir()] == ["a.scodec"]
+
+    @pytest.mark.parametrize("name", ["b.wav", "b.flac", "b.ogg", "b.mp3", "b.scodec", "-"])
+    def test_a_full_disk(self, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
+        make_sound(tmp_path / "a.wav")
+        args = ["encode", "a.wav", "-o", name]
+        if name != "b.scodec":
+            ok("encode", "a.wav")
+            args = ["decode", "a.scodec", "-o", name]
+        before = sorted(tmp_path.iterdir())
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50 if name == "b.scodec" else 1000, hard))
+        try:
+            result = run(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (result.exit_code, result.stderr) == (1, f"{args[1]}: File too large\n")
+        assert sorted(tmp_path.iterdir()) == before
+        assert capfd.readouterr().err == ""  # C would print there what it cannot raise
+
+    def test_errors_of_libsndfile_while_writing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        make_sound(tmp_path / "a.wav")
+        ok("encode", "a.wav")
+
+        def fail(*_: object) -> None:
+            raise soundfile.LibsndfileError(2)
+
+        monkeypatch.setattr(soundfile.SoundFile, "write", fail)
+        result = run("decode", "a.scodec", "-o", "b.wav")
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert "libsndfile cannot write this sound file: System error" in result.stderr
+        assert not list(tmp_path.glob("b*"))
+
+    def test_being_ended_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def work() -> None:
+            with Job(None, tmp_path / "x.scodec").open_target():
+                assert [path.name for path in tmp_path.iterdir()] == ["x.scodec.part"]
+                os.kill(os.getpid(), signal.SIGTERM)
+                pytest.fail("still there")
+
+        before = signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr(cli, "app", work)
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert ended.value.code == 143
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["encode", "a.wav", "b.wav", "-o", "-"], "2 files cannot go through one pipe"),
+            (["encode", "in", "-o", "-"], "2 files cannot go through one pipe"),
+            (["encode", "a.wav", "-o", "a.wav", "-f"], "a.wav is an input"),
+            (["encode", "a.wav", "-o", "./in/../a.wav", "-f"], "is an input"),
+            (["encode", "a.wav", "b.wav", "-o", "x.scodec"], "x.scodec is the name of a file"),
+            (["encode", "in", "-o", "x.scodec"], "x.scodec is the name of a file"),
+            (["decode", "in", "-o", "x.wav"], "x.wav is the name of a file"),
+        ],
+    )
+    def test_senseless_ones(self, tmp_path: Path, args: list[str], message: str) -> None:
+        for name in ("a.wav", "b.wav", "in/a.wav", "in/b.wav"):
+            make_sound(tmp_path / name, 0.1)
+        (tmp_path / "in" / "a.scodec").touch()
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        result = run(*args)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.replace("│", " ").split())
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+    def test_the_demo_spares_its_recording(self, tmp_path: Path) -> None:
+        make_sound(tmp_path / "a.wav")
+        before = (tmp_path / "a.wav").read_bytes()
+        result = run("demo", "a.wav", "-o", ".")
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert "would be overwritten" in result.stderr
+        assert (tmp_path / "a.wav").read_bytes() == before
 
 
 class TestManyFiles:
@@ -260,7 +492,7 @@ class TestDamage:
     def test_other_weights_are_refused(self, weights: Path) -> None:
         result = run("decode", "damaged.scodec", "--salvage", "-o", "out.wav", "--model", weights / "other")
         assert result.exit_code == 1
-        assert "with weights" in result.stderr
+        assert "with codebooks" in result.stderr
         assert "--model" in result.stderr
 
     def test_a_file_cannot_choose_a_folder(self, tmp_path: Path, weights: Path) -> None:
@@ -284,7 +516,7 @@ def test_info(tmp_path: Path) -> None:
     ok("encode", "a.wav")
     text = ok("info", "a.scodec").stdout
     for part in (
-        "mini-100, weights ",
+        "mini-100, codebooks ",
         "2.000 s: 96000 samples at 48000 Hz",
         "6 + 7 bits, 50 per second",
         "0.650 kbps",
@@ -336,6 +568,13 @@ class TestUserErrors:
         assert result.stderr.count("\n") == 1
         assert result.stdout == ""
 
+    @pytest.mark.parametrize("command", ["encode", "decode", "info"])
+    def test_a_bad_pipe_has_a_name(self, command: str) -> None:
+        result = run(command, "-", stdin=b"no such thing")
+        assert result.exit_code == 1
+        assert result.stderr.startswith("standard input: this is no")
+        assert "<" not in result.stderr
+
     @pytest.mark.parametrize(
         "args",
         [
@@ -343,6 +582,8 @@ class TestUserErrors:
             ["encode", "a.wav", "--steps", "3"],
             ["encode", "a.wav", "--dtype", "int8"],
             ["encode", "a.wav", "--device", "nonsense"],
+            ["encode", "a.wav", "--device", "meta"],
+            ["decode", "a.scodec", "--device", "cuda:99"],
             ["encode", "a.wav", "--batch", "0"],
             ["encode", "-", "a.wav"],
             ["encode", "-", "-o", "."],
@@ -357,7 +598,7 @@ class TestUserErrors:
 
     def test_help_needs_no_torch(self) -> None:
         code = "import sys; from semanticodec import cli; sys.exit('torch' in sys.modules)"
-        root = Path(cli.__file__).parent.parent
+        root = Path(cli.__file__).parents[2]
         assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
         assert {"encode", "decode", "info", "convert", "demo"} <= set(ok("--help").stdout.split())
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from tiny import FLAVOURS, codec, config, fill, noise, random_codes
 from torch import Tensor
 
 from semanticodec.audio import log_mel, resample
-from semanticodec.codec import SemantiCodec, _mono16k
+from semanticodec.codec import SemantiCodec, _mono16k, usable_device
 from semanticodec.config import RATES, CodecConfig, TokenRate
 from semanticodec.diffusion import PUBLISHED, SamplerOptions
 from semanticodec.errors import AudioError, CodesError, ConfigError
@@ -151,6 +153,24 @@ class TestInput:
         with pytest.raises(AudioError, match="NaN or infinite"):
             codec("mini").encode(np.array([1e300]), 16000)
 
+    @pytest.mark.parametrize("level", [1e19, 3e38])
+    def test_refuses_what_would_overflow(self, level: float) -> None:
+        for wave in (torch.full((900,), level), torch.full((2, 900), level), torch.full((1, 2, 900), -level)):
+            with pytest.raises(AudioError, match="largest sample is"):
+                codec("mini").encode(wave, 16000)
+        assert torch.isfinite(codec("mini").features(sound(9000).clamp(-1, 1) * 1e9, 16000)).all()
+
+    @pytest.mark.parametrize("wave", ["a.wav", None, Path("a.wav"), {"a": 1}, np.array(["a"]), [["x"]]])
+    def test_refuses_what_is_no_sound(self, wave: object) -> None:
+        for call in (codec("mini").encode, codec("mini").features):
+            with pytest.raises(AudioError, match="seen"):
+                call(wave, 16000)  # type: ignore[operator]
+
+    @pytest.mark.parametrize("rate", [44100.0, "16000", None, True])
+    def test_refuses_rates_that_are_no_whole_numbers(self, rate: object) -> None:
+        with pytest.raises(AudioError, match="must be a whole number"):
+            codec("mini").encode(torch.zeros(500), rate)  # type: ignore[call-overload]
+
     @pytest.mark.parametrize("shape", [(), (0,), (0, 5), (2, 0), (1, 0, 5), (1, 1, 1, 5)])
     def test_refuses_empty_and_odd_shapes(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(AudioError, match=r"\[S\], \[B, S\] or \[B, C, S\]"):
@@ -253,6 +273,59 @@ class TestIndependence:
             small.encode(sound(480_000)[:samples], 16000)
             assert windows == want
         handle.remove()
+
+
+class TestEncodeInPieces:
+    @pairs
+    @pytest.mark.parametrize("rate_in", [16000, 44100])
+    @settings(max_examples=4)
+    @given(cuts=st.lists(st.integers(1, 89_999), max_size=6), samples=st.integers(1, 90_000))
+    @example([], 40_960)
+    @example([1, 2, 240, 20_480, 20_720, 20_721], 40_961)
+    def test_equals_at_once(self, flavour: str, rate: TokenRate, rate_in: int, cuts: list[int], samples: int) -> None:
+        small = codec(flavour, rate)
+        wave = torch.stack([sound(90_000), sound(90_000, 1)])[:, :samples]
+        edges = [0, *sorted({cut for cut in cuts if cut < samples}), samples]
+        parts = [wave[:, a:b] for a, b in itertools.pairwise(edges)]
+        codes = list(small.iter_encode(iter(parts), rate_in))
+        assert torch.equal(torch.cat(codes, 2), small.encode(wave, rate_in))
+        assert all(part.shape[2] for part in codes)
+
+    def test_channels_and_single_rows(self) -> None:
+        small = codec("mini")
+        wave = torch.stack([sound(30_000), sound(30_000, 1)])
+        mixed = torch.cat(list(small.iter_encode((part[None] for part in wave.split(7000, 1)), 8000)), 2)
+        assert torch.equal(mixed, small.encode(wave[None], 8000))
+        alone = torch.cat(list(small.iter_encode((part.numpy() for part in wave[0].split(7000)), 8000)), 2)
+        assert torch.equal(alone, small.encode(wave[0], 8000))
+
+    @flavours
+    def test_without_end(self, flavour: str) -> None:
+        """Constant memory: codes come out while sound goes in, and only so much is ahead."""
+        small, pulled = codec(flavour), 0
+
+        def endless() -> Iterator[Tensor]:
+            nonlocal pulled
+            for index in itertools.count():
+                pulled += 5000
+                yield sound(5000, index % 7)
+
+        frames = 0
+        for codes in itertools.islice(small.iter_encode(endless(), 16000), 3):
+            frames += codes.shape[2]
+        at_once = 256 // small.config.encoder.mae.columns
+        assert frames == 3 * at_once * small.config.frames(small.config.block)
+        assert pulled - small.config.samples(frames) <= 5000 + 240
+
+    def test_refusals(self) -> None:
+        small = codec("mini")
+        assert list(small.iter_encode([], 16000)) == []
+        with pytest.raises(AudioError, match="1 rows follows pieces of 2"):
+            list(small.iter_encode([torch.zeros(2, 500), torch.zeros(1, 500)], 16000))
+        with pytest.raises(AudioError, match="NaN"):
+            list(small.iter_encode([torch.zeros(500), torch.full((500,), math.nan)], 16000))
+        with pytest.raises(AudioError, match="whole number"):
+            list(small.iter_encode([torch.zeros(500)], 16000.5))  # type: ignore[arg-type]
 
 
 class TestPadding:
@@ -438,6 +511,14 @@ class TestRefusals:
             codec("mini").decode(codes)
         with pytest.raises(CodesError, match="seen"):
             list(codec("mini").iter_decode([codes]))
+        with pytest.raises(CodesError, match="seen"):
+            codec("mini").embed(codes)
+
+    @pytest.mark.parametrize("codes", ["a.scodec", None, Path("a"), [[["x"]]]])
+    def test_what_is_no_array(self, codes: object) -> None:
+        for call in (codec("mini").decode, codec("mini").embed):
+            with pytest.raises(CodesError, match="seen"):
+                call(codes)  # type: ignore[operator]
 
     @pytest.mark.parametrize(("stream", "value"), [(0, 50), (1, 70), (0, -2), (1, -7), (0, 2**40)])
     def test_range(self, stream: int, value: int) -> None:
@@ -446,13 +527,42 @@ class TestRefusals:
         name, size = (("semantic", 50), ("acoustic", 70))[stream]
         with pytest.raises(CodesError, match=rf"{name} codes span .*{value}.* mini-100 knows 0..{size - 1}"):
             codec("mini").decode(codes)
+        with pytest.raises(CodesError, match="span"):
+            codec("mini").embed(codes)
 
-    @pytest.mark.parametrize("length", [-1, 2561])
-    def test_length(self, length: int) -> None:
+    @pytest.mark.parametrize("length", [-1, 2561, 1.5, True, "9"])
+    def test_length(self, length: Any) -> None:
         codes = torch.zeros(1, 2, 8, dtype=torch.int64)
-        with pytest.raises(CodesError, match=f"{length} samples asked for; 8 frames stand for 2560"):
+        with pytest.raises(CodesError, match=f"{length!r} samples asked for; 8 frames stand for 2560"):
             codec("mini").decode(codes, length=length)
         assert codec("mini").decode(codes, length=0, options=FAST).shape == (1, 0)
+
+    @pytest.mark.parametrize("seed", [1.5, True, "1", None, -1, 2**64])
+    def test_seed(self, seed: Any) -> None:
+        with pytest.raises(ConfigError, match="seed"):
+            codec("mini").decode(torch.zeros(1, 2, 8, dtype=torch.int64), seed=seed)
+
+    @pytest.mark.parametrize("device", ["foo", "cuda:99", "meta", 1.5])
+    def test_device(self, device: Any) -> None:
+        with pytest.raises(ConfigError, match="device"):
+            SemantiCodec.from_pretrained("mini-25", device=device)
+        with pytest.raises(ConfigError, match="device"):
+            usable_device(device)
+        assert usable_device("cpu") == torch.device("cpu")
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, "float32", np.float64, None])
+    def test_dtype(self, dtype: Any) -> None:
+        with pytest.raises(ConfigError, match="dtype"):
+            SemantiCodec.from_pretrained("mini-25", dtype=dtype)
+
+    @pytest.mark.parametrize("wrong", [{"token_rate": 99}, {"token_rate": "100"}, {"semantic_vocab_size": 5000}])
+    def test_published_spelling(self, wrong: Any) -> None:
+        with pytest.raises(ConfigError, match=r"the rates are 100, 50, 25, the vocabularies 4096, 8192"):
+            SemantiCodec(**wrong)
+
+    def test_two_presets(self) -> None:
+        with pytest.raises(ConfigError, match="mini-100 was asked for, and the preset mini-25 too"):
+            SemantiCodec.from_pretrained("mini-100", preset="mini-25")
 
     @flavours
     def test_half_a_codec(self, flavour: str) -> None:
@@ -475,6 +585,8 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="only the encoder half is loaded"):
             next(iter(halves["encoder"].iter_decode([codes])))
         assert halves["encoder"].model.latent is None
+        assert {half.weights_hash for half in halves.values()} == {whole.weights_hash}
+        assert whole.weights_hash != codec(flavour, 50).weights_hash
         assert halves["decoder"].model.mae is None
 
 

@@ -524,6 +524,12 @@ class TestNoise:
         with pytest.raises(ConfigError, match="noise"):
             noise(*key, (1,))
 
+    @pytest.mark.parametrize("seed", [1.5, True, "1", None])
+    def test_refuses_seeds_that_are_no_whole_numbers(self, seed: object) -> None:
+        with pytest.raises(ConfigError, match=f"seed is {seed!r}"):
+            noise(seed, 0, 0, (1,))  # type: ignore[arg-type]
+        assert torch.equal(noise(np.int64(7), 0, 0, (4,)), noise(7, 0, 0, (4,)))
+
 
 class TestSample:
     @pytest.mark.parametrize(
@@ -603,6 +609,15 @@ class TestOptions:
     )
     def test_refuses(self, dials: dict[str, object]) -> None:
         with pytest.raises(ConfigError, match=str(next(iter(dials.values())))):
+            SamplerOptions(**dials)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        "dials",
+        [{"guidance": "a"}, {"guidance": True}, {"eta": "x"}, {"eta": None}, {"eta": True}, {"steps": True}],
+    )
+    def test_refuses_other_types(self, dials: dict[str, object]) -> None:
+        (name, value), *_ = dials.items()
+        with pytest.raises(ConfigError, match=rf"{value!r}.*needed|{name} is {value!r}"):
             SamplerOptions(**dials)  # type: ignore[arg-type]
 
     def test_are_a_value(self) -> None:

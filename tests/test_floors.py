@@ -13,7 +13,7 @@ import semanticodec
 FLOORS = (
     ("errors", "config", "wire", "tokens"),
     ("audio", "nn", "diffusion"),
-    ("latent", "checkpoints"),
+    ("latent", "checkpoints", "keymap"),
     ("model", "windows"),
     ("codec", "generation", "superres", "editing"),
     ("streaming", "corpus", "training", "published"),
@@ -28,7 +28,7 @@ HOMES = {
     "ray": {"semanticodec.corpus"},
     "rich": {"semanticodec.cli", "semanticodec.demo", "semanticodec.training"},
     "tensorboard": {"semanticodec.training"},
-    "typer": {"semanticodec.cli", "semanticodec.training"},
+    "typer": {"semanticodec.cli", "semanticodec.training", "server.__main__", "client.__main__"},
     "websockets": {"server", "client"},
 }
 """The only places that may import these packages."""
@@ -86,13 +86,11 @@ def side_fault(module: str, target: str, name: str) -> str | None:
         return "server and client do not know each other"
     if top != "semanticodec":
         return None
-    used = ".".join(rest) or name
-    allowed = {"wire", "errors"} | (set(semanticodec.__all__) if side == "server" and not rest else set())
-    return (
-        None
-        if used in allowed
-        else f"{side} may use {'public names, ' if side == 'server' else ''}wire and errors only"
-    )
+    used = (rest or [name])[0] if rest[:1] == ["wire"] else ".".join(rest) or name
+    # the client needs the codec only where it encodes or decodes by itself
+    whole = side == "server" or module == "client.local"
+    allowed = {"wire", "errors"} | (set(semanticodec.__all__) if whole and not rest else set())
+    return None if used in allowed else f"{module} may use {'public names, ' * whole}wire and errors only"
 
 
 def faults(module: str, source: str) -> list[str]:

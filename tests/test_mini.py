@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from semanticodec import CheckpointError, ConfigError, SemantiCodec
+from semanticodec import ConfigError, SemantiCodec
 from semanticodec.audio import load, resample
 from semanticodec.checkpoints import WEIGHTS
 from semanticodec.config import PRESETS, RATES
@@ -70,5 +70,6 @@ def test_half_a_model() -> None:
 def test_hash() -> None:
     codec = SemantiCodec.from_pretrained("mini-25")
     assert len(codec.weights_hash) == 64
-    with pytest.raises(CheckpointError, match="not loaded from files"):
-        _ = SemantiCodec.from_model(codec.config, codec.model).weights_hash
+    half = SemantiCodec.from_pretrained("mini-25", parts="encoder", dtype=torch.bfloat16)
+    assert half.weights_hash == codec.weights_hash
+    assert SemantiCodec.from_pretrained("mini-50", parts="encoder").weights_hash != codec.weights_hash

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -282,10 +281,10 @@ class TestSteps:
         whole = torch.cat(list(decode_prefix(model, [codes], 4, SamplerOptions())), 1)
         past, waves = begin(model, 2), []
         for part in codes.split(block, 2):
-            wave, past = step(model, part, past, 4, SamplerOptions())
+            wave, past = step(model, part, past, [4, 4], SamplerOptions())
             waves.append(wave)
         waves.append(finish(model, past))
-        assert (past.window, waves[-1].shape[1]) == (3, lag(model))
+        assert (past.window.tolist(), waves[-1].shape[1]) == ([3, 3], lag(model))
         stepped = torch.cat(waves, 1)
         assert torch.equal(stepped[:, lag(model) :], whole)
         assert torch.isfinite(stepped).all()
@@ -294,9 +293,9 @@ class TestSteps:
         model = codec("mini", rate).model
         codes = random_codes(model.config, 2 * model.config.hop_frames)
         first, second = codes.chunk(2, 2)
-        _, past = step(model, first, begin(model, 1), 0, SamplerOptions())
-        kept = replace(past, **{k: v.clone() for k, v in vars(past).items() if isinstance(v, Tensor)})
-        a, b = (step(model, second, past, 0, SamplerOptions()) for _ in range(2))
+        _, past = step(model, first, begin(model, 1), [0], SamplerOptions())
+        kept = Past(*(value.clone() for value in vars(past).values()))
+        a, b = (step(model, second, past, [0], SamplerOptions()) for _ in range(2))
         assert torch.equal(a[0], b[0])
         assert all(torch.equal(x, y) for x, y in tensors(past, kept))
         assert past.latents.shape[2] == 4
@@ -310,23 +309,34 @@ class TestSteps:
             assert len(value) == 2
             assert not value.any()
         assert (start.mel == torch.tensor(1e-5).log()).all()
-        _, after = step(model, random_codes(model.config, model.config.hop_frames, 2), start, 0, SamplerOptions())
+        _, after = step(model, random_codes(model.config, model.config.hop_frames, 2), start, [0, 0], SamplerOptions())
         assert after.present.all()
         assert [x.shape for x, _ in tensors(after, start)] == [y.shape for _, y in tensors(after, start)]
 
 
 def tensors(a: Past, b: Past) -> list[tuple[Tensor, Tensor]]:
-    return [(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True) if isinstance(x, Tensor)]
+    return list(zip(vars(a).values(), vars(b).values(), strict=True))
 
 
-def test_rows_at_different_points_share_a_batch() -> None:
-    """What a server needs: rows of one call may have a past or none."""
+def test_rows_of_different_age_and_seed_share_a_batch() -> None:
+    """What a server needs: each row has its own past, or none, its own place in time and its own seed."""
     model = codec("mini").model
     codes = random_codes(model.config, 16, 2)
-    _, old = step(model, random_codes(model.config, 16, 1, seed=5), begin(model, 1), 0, SamplerOptions())
-    new = begin(model, 1)
-    both = Past(*(torch.cat(pair) for pair in tensors(old, new)), 0)
-    wave, _ = step(model, codes, both, 0, SamplerOptions())
-    for row, past in enumerate((old, new)):
-        alone, _ = step(model, codes[row : row + 1], replace(past, window=0), 0, SamplerOptions())
-        torch.testing.assert_close(wave[row : row + 1], alone, rtol=0, atol=1e-5)
+    _, old = step(model, random_codes(model.config, 16, 1, seed=5), begin(model, 1), [3], SamplerOptions())
+    states = [old, begin(model, 1)]
+    wave, after = step(model, codes, Past.joined(states), [3, 2**64 - 1], SamplerOptions())
+    assert after.window.tolist() == [2, 1]
+    for row, (past, seed) in enumerate(zip(states, (3, 2**64 - 1), strict=True)):
+        alone, own = step(model, codes[row : row + 1], past, [seed], SamplerOptions())
+        assert torch.equal(wave[row : row + 1], alone)
+        assert all(torch.equal(x, y) for x, y in tensors(own, after.rows()[row]))
+
+
+def test_states_are_chosen_row_by_row() -> None:
+    model = codec("mini").model
+    _, old = step(model, random_codes(model.config, 16, 3), begin(model, 3), [0] * 3, SamplerOptions())
+    new = begin(model, 3)
+    mixed = old.where(torch.tensor([True, False, True]), new)
+    assert len(mixed) == 3
+    for row, want in enumerate((old, new, old)):
+        assert all(torch.equal(x, y) for x, y in tensors(mixed.rows()[row], want.rows()[row]))

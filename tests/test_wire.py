@@ -11,6 +11,7 @@ import tracemalloc
 import zlib
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from semanticodec import config, wire
 from semanticodec.errors import CodesError, CorruptedError, TruncatedError, VersionError, WireError
-from semanticodec.wire import Gap, Header, Reader, Writer, pack, packed_size, read_codes, unpack, write_codes
+from semanticodec.wire import Gap, Header, Reader, Writer, container, pack, packed_size, read_codes, unpack, write_codes
 
 BITS = (12, 13)
 
@@ -522,7 +523,7 @@ class TestForeign:
     @pytest.mark.parametrize("body", [b"", b"\xc1", b"\xa1\xff", b"\xdd\xff\xff\xff\xff", b"\x98", b"\x91" * 200])
     def test_heads_that_are_not_msgpack_are_refused(self, body: bytes) -> None:
         with pytest.raises(CorruptedError, match="head"):
-            read_codes(wire._seal(b"SCD\x01" + bytes([len(body)]) + body))
+            read_codes(container.seal(b"SCD\x01" + bytes([len(body)]) + body))
 
     @pytest.mark.parametrize(
         "fields", [[], [None], [None, 3], [None, [1]], [None, [0, 1]], [None, [-1, 1]], [None, [1, 1], 3], [{}, []]]
@@ -564,7 +565,7 @@ class TestBounds:
     @pytest.mark.parametrize("frames", [1 << 16, (1 << 42) - 1, 0])
     def test_a_segment_of_many_frames(self, frames: int, salvage: bool) -> None:
         head = head_of([0, 1, 100, 16000, 1, 24, 24, 0])
-        data = head + wire.SEGMENT_SYNC + wire._varint(0) + wire._varint(frames) + bytes(60)
+        data = head + wire.SEGMENT_SYNC + container.varint(0) + container.varint(frames) + bytes(60)
         if salvage:
             assert read_codes(data, salvage=True).codes.shape[2] == 0
         else:
@@ -596,7 +597,7 @@ class TestBounds:
         assert read_codes(data, salvage=True).codes.shape[2] == 0
 
     def test_a_file_full_of_false_beginnings(self) -> None:
-        false = wire.SEGMENT_SYNC + wire._varint(0) + wire._varint(60_000)
+        false = wire.SEGMENT_SYNC + container.varint(0) + container.varint(60_000)
         data = head_of([0, 1, 100, 16000, 1, 12, 13, 0]) + false * 300_000
         got = read_codes(data, salvage=True)
         assert got.codes.shape[2] == 0
@@ -618,17 +619,17 @@ class TestBounds:
 
 
 def head_of(fields: object) -> bytes:
-    body = wire.msgpack.packb(fields)
-    return wire._seal(b"SCD\x01" + bytes([len(body)]) + body)
+    body = msgpack.packb(fields)
+    return container.seal(b"SCD\x01" + bytes([len(body)]) + body)
 
 
 def tail_of(fields: object) -> bytes:
-    body = wire.msgpack.packb(fields)
-    tail = wire._seal(wire.TAIL_SYNC + bytes([len(body)]) + body)
+    body = msgpack.packb(fields)
+    tail = container.seal(wire.TAIL_SYNC + bytes([len(body)]) + body)
     return tail + bytes([len(tail) + 1])
 
 
 def segment_at(start: int, frames: int, rows: int = 1) -> bytes:
-    place = wire._varint(start) + wire._varint(frames)
+    place = container.varint(start) + container.varint(frames)
     payload = bytes(packed_size(frames, BITS, rows))
     return wire.SEGMENT_SYNC + place + zlib.crc32(place + payload).to_bytes(4, "big") + payload

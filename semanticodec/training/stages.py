@@ -32,13 +32,14 @@ from .vocoder import MagnitudeLoss, VocoderStage
 
 log = logging.getLogger(__name__)
 RECIPES = {
-    "mae": RunOptions(Path(), steps=100_000, minutes=27, batch=48, learning_rate=1e-3),
-    "vae": RunOptions(Path(), steps=100_000, minutes=29, batch=12, learning_rate=2e-3),
+    "mae": RunOptions(Path(), steps=100_000, minutes=62, batch=48, learning_rate=1e-3),
+    "vae": RunOptions(Path(), steps=100_000, minutes=66, batch=12, learning_rate=2e-3),
     "vocoder": RunOptions(Path(), steps=100_000, minutes=20, batch=10, learning_rate=1e-3),
-    "latent": RunOptions(Path(), steps=100_000, minutes=69, batch=96, learning_rate=8e-4, evaluate_every=300),
-    "polish": RunOptions(Path(), steps=100_000, minutes=20, batch=16, learning_rate=4e-4, evaluate_every=200),
+    "latent": RunOptions(Path(), steps=100_000, minutes=40, batch=48, learning_rate=8e-4, evaluate_every=300),
+    "polish": RunOptions(Path(), steps=100_000, minutes=32, batch=16, learning_rate=4e-4, evaluate_every=200),
 }
-"""What the shipped weights were trained with on two CPU cores; on a GPU give more steps, larger batches."""
+"""What the shipped weights were trained with on two CPU cores, the last two stages by two processes (``--devices 2``);
+on a GPU give more steps, larger batches."""
 
 
 def mini() -> dict[int, CodecConfig]:

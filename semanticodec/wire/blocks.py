@@ -1,0 +1,232 @@
+"""What units are made of, how many go into a message, and what they cost on the wire."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from ..config import SAMPLE_RATE
+from ..errors import CodesError, CorruptedError, WireError
+from .messages import MAX_BUNDLE, MAX_CODES_BYTES, MAX_SEQ, Codes, encode
+from .packing import Codes as CodesArray
+from .packing import pack, packed_size, unpack
+
+_SECOND = 1_000_000_000
+_BUCKET = _SECOND // 2
+_BUCKETS = 8
+
+
+@dataclass(frozen=True)
+class Block:
+    """One packed block of codes, the position of its first sample at 16 kHz, and its copy at a lower rate."""
+
+    data: bytes
+    rate: int
+    at: int
+    copy: bytes = b""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples in the session's format, and the position of the first one at the session's rate."""
+
+    data: bytes
+    at: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the codes of a session look like.
+
+    Args:
+        block: samples at 16 kHz in a block.
+        code_bits: bits per code of each stream.
+        rates: token rates that share this block; the lowest is that of redundant copies.
+
+    Raises:
+        WireError: a block is not a whole number of frames at each rate, or is too large for a message.
+    """
+
+    block: int
+    code_bits: tuple[int, ...]
+    rates: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for rate in self.rates:
+            if self.block * rate % (2 * SAMPLE_RATE) or not 0 < self.block_bytes(rate) <= MAX_CODES_BYTES:
+                raise WireError(f"blocks of {self.block} samples at {rate} codes per second cannot be sent")
+
+    @property
+    def copy_rate(self) -> int:
+        """Token rate of redundant copies."""
+        return min(self.rates)
+
+    @property
+    def block_ns(self) -> int:
+        """Nanoseconds that a block stands for."""
+        return self.block * _SECOND // SAMPLE_RATE
+
+    def frames(self, rate: int) -> int:
+        """Return the frames of one block."""
+        return self.block * rate // (2 * SAMPLE_RATE)
+
+    def block_bytes(self, rate: int) -> int:
+        """Return the bytes of one packed block."""
+        return packed_size(self.frames(rate), self.code_bits)
+
+    def pack(self, codes: CodesArray, rate: int) -> bytes:
+        """Pack one block of codes ``[n_q, frames]``.
+
+        Raises:
+            CodesError: wrong shape, dtype or range.
+        """
+        if codes.ndim != 2 or codes.shape[1] != self.frames(rate):
+            raise CodesError(f"a block of codes is {list(codes.shape)}; wanted [n_q, {self.frames(rate)}]")
+        return pack(codes[None], self.code_bits)
+
+    def unpack(self, data: bytes, rate: int) -> CodesArray:
+        """Undo :meth:`pack`: int64 codes ``[n_q, frames]``.
+
+        Raises:
+            CorruptedError: another number of bytes, or the bits that fill up the last byte are not zero.
+        """
+        codes: CodesArray = unpack(data, self.code_bits, self.frames(rate))[0]
+        return codes
+
+    def split(self, data: bytes, rate: int, count: int) -> list[bytes]:
+        """Cut packed blocks apart, so that each will unpack.
+
+        Raises:
+            CorruptedError: an unknown rate, another number of bytes, or bits set where there are no codes.
+        """
+        if rate not in self.rates:
+            raise CorruptedError(f"codes at {rate} per second; this session has {list(self.rates)}")
+        size = self.block_bytes(rate)
+        if len(data) != count * size:
+            raise CorruptedError(f"{len(data)} bytes for {count} blocks of {size}")
+        spare = 8 * size - self.frames(rate) * sum(self.code_bits)
+        blocks = [data[begin : begin + size] for begin in range(0, len(data), size)]
+        if any(block[-1] & ((1 << spare) - 1) for block in blocks):
+            raise CorruptedError("the bits after the last packed code of a block are not zero")
+        return blocks
+
+
+def frame_bytes(message: int, *, masked: bool) -> int:
+    """Return the bytes at the socket of a message of ``message`` bytes; clients mask their frames.
+
+    Source: RFC 6455, section 5.2.
+    """
+    return message + (2 if message < 126 else 4 if message < 1 << 16 else 10) + 4 * masked
+
+
+def gross_rate(geometry: Geometry, rate: int, bundle: int, copies: int, *, masked: bool) -> Fraction:
+    """Return the bits per second at the socket of a stream of codes, counted with long sequence numbers."""
+    message = Codes(
+        seq=1 << 16,
+        data=bytes(bundle * geometry.block_bytes(rate)),
+        count=bundle,
+        rate=rate,
+        copies=bytes(copies * geometry.block_bytes(geometry.copy_rate)),
+        copy_rate=geometry.copy_rate if copies else None,
+    )
+    octets = frame_bytes(len(encode(message)), masked=masked)
+    return Fraction(8 * octets * SAMPLE_RATE, bundle * geometry.block)
+
+
+def choose_bundle(
+    geometry: Geometry, rate: int, *, latency: int | None, gross: int | None, copies: int, masked: bool
+) -> int:
+    """Return how many blocks a message should carry.
+
+    Args:
+        geometry: of the session.
+        rate: token rate.
+        latency: milliseconds that the first block of a message may be held back; goes before ``gross``.
+        gross: bits per second that the stream may take at the socket.
+        copies: redundant blocks per message.
+        masked: whether a client sends.
+
+    Returns:
+        As many as ``latency`` allows; with ``gross`` no more than it takes to stay within; one if neither is given.
+    """
+    most = min(MAX_BUNDLE, MAX_CODES_BYTES // geometry.block_bytes(rate))
+    if latency is not None:
+        most = min(most, 1 + latency * SAMPLE_RATE // (1000 * geometry.block))
+    if gross is None:
+        return most if latency is not None else 1
+    fitting = (n for n in range(1, most) if gross_rate(geometry, rate, n, copies, masked=masked) <= gross)
+    return next(fitting, most)
+
+
+class Meter:
+    """Count bytes, and say how many bits per second there were in the last few seconds.
+
+    Attributes:
+        total: bytes, in all.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._buckets: deque[tuple[int, int]] = deque(maxlen=_BUCKETS)
+        self._begin: int | None = None
+        self._now = 0
+
+    def add(self, octets: int, now: int) -> None:
+        """Count bytes at time ``now`` (ns); a clock that goes back stands still."""
+        self._now = now = max(now, self._now)
+        self._begin = now if self._begin is None else self._begin
+        self.total += octets
+        bucket = now // _BUCKET
+        if self._buckets and self._buckets[-1][0] == bucket:
+            octets += self._buckets.pop()[1]
+        self._buckets.append((bucket, octets))
+
+    def rate(self, now: int) -> int:
+        """Return bits per second over the last 4 seconds, or since the first byte."""
+        if self._begin is None:
+            return 0
+        self._now = now = max(now, self._now)
+        first = now // _BUCKET - _BUCKETS + 1
+        octets = sum(count for bucket, count in self._buckets if bucket >= first)
+        span = now - max(self._begin, first * _BUCKET)
+        return 8 * octets * _SECOND // max(span, _BUCKET)
+
+
+def check_block(geometry: Geometry, block: Block) -> None:
+    """Refuse a block that the other end would refuse.
+
+    Raises:
+        CorruptedError: as :meth:`Geometry.split`.
+        WireError: its position is out of range.
+    """
+    if not 0 <= block.at <= MAX_SEQ - MAX_BUNDLE * geometry.block:
+        raise WireError(f"a block at sample {block.at}; wanted a position from 0 to about {MAX_SEQ}")
+    geometry.split(block.data, block.rate, 1)
+    if block.copy:
+        geometry.split(block.copy, geometry.copy_rate, 1)
+
+
+def samples_of(chunk: bytes, form: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """Return samples in [-1, 1] of a chunk of audio; what is not a number is silence.
+
+    Raises:
+        WireError: half a sample.
+    """
+    dtype = np.dtype("<i2" if form == "s16" else "<f4")
+    if len(chunk) % dtype.itemsize:
+        raise WireError(f"{len(chunk)} bytes of {form} samples; wanted a multiple of {dtype.itemsize}")
+    pcm = np.frombuffer(chunk, dtype)
+    if form == "s16":
+        return pcm.astype(np.float32) / np.float32(32768)
+    return np.clip(np.nan_to_num(pcm.astype(np.float32), nan=0.0), -1, 1)
+
+
+def chunk_of(samples: np.ndarray[tuple[int], np.dtype[np.float32]], form: str) -> bytes:
+    """Undo :func:`samples_of`; samples beyond [-1, 1] are clipped."""
+    clipped = np.clip(samples, -1, 1)
+    if form == "s16":
+        return np.clip(np.rint(clipped * 32768), -32768, 32767).astype("<i2").tobytes()
+    return clipped.astype("<f4").tobytes()
