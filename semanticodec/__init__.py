@@ -15,10 +15,12 @@ from .errors import (
     CorruptedError,
     SemantiCodecError,
     StreamError,
+    TokensError,
     TruncatedError,
     VersionError,
     WireError,
 )
+from .tokens import TokenDecoder, Vocabulary
 
 if TYPE_CHECKING:
     from .codec import SemantiCodec
@@ -65,8 +67,11 @@ __all__ = [
     "StreamDecoder",
     "StreamEncoder",
     "StreamError",
+    "TokenDecoder",
+    "TokensError",
     "TruncatedError",
     "VersionError",
+    "Vocabulary",
     "WireError",
     "preset",
 ]

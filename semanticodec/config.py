@@ -33,6 +33,8 @@ LATENT_ROWS = 4
 """Mel rows per latent step."""
 MEL_BINS = 64
 """Bins of the decoder's log-mel."""
+MISSING = -1
+"""A code that was lost or is to be ignored: its embedding is the unconditional one."""
 
 STACKING: dict[int, tuple[int, int]] = {100: (1, 1), 50: (1, 2), 25: (2, 2)}
 """Token rate -> how many patches (in time, in frequency) share one pair of codes."""

@@ -3,6 +3,7 @@
 SemantiCodecError
 ├── AudioError       (ValueError)    audio that cannot be read or makes no sense
 ├── CodesError       (ValueError)    codes of the wrong shape, dtype or range
+├── TokensError      (ValueError)    tokens of a language model that are no sequence of their layout
 ├── ConfigError      (ValueError)    an unknown preset, or values that do not fit together
 ├── CheckpointError  (RuntimeError)  weights that are missing, damaged or of another architecture
 ├── StreamError      (RuntimeError)  a stepping object used out of order
@@ -25,6 +26,18 @@ class AudioError(SemantiCodecError, ValueError):
 
 class CodesError(SemantiCodecError, ValueError):
     """Codes of the wrong shape, dtype or range."""
+
+
+class TokensError(SemantiCodecError, ValueError):
+    """Tokens of a language model that are no sequence of their layout.
+
+    Attributes:
+        position: of the token, from 0 at the beginning of the sequence; the number of tokens if it ends too early.
+    """
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
 
 
 class ConfigError(SemantiCodecError, ValueError):

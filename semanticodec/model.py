@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .config import MISSING as MISSING
 from .config import CodecConfig, ContextConditioning, GridConditioning
 from .latent import LatentDiffusion
 from .nn.audiomae import AudioMAE
 from .nn.conditioners import ContextConditioner, GridConditioner
 from .nn.quantize import Codebooks, ResidualEncoder
-
-MISSING = -1
-"""A code that was lost or is to be ignored: its embedding is the unconditional one."""
 
 
 class CodecModel(nn.Module):

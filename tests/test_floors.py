@@ -191,7 +191,7 @@ def test_the_rules_let_through_what_is_allowed(module: str, source: str):
     assert faults(module, source) == []
 
 
-@pytest.mark.parametrize("module", ["errors", "config", "wire"])
+@pytest.mark.parametrize("module", ["errors", "config", "wire", "tokens"])
 def test_the_lowest_floor_loads_no_torch(module: str):
     code = f"import sys, semanticodec.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
