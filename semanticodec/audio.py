@@ -19,7 +19,7 @@ import torchaudio
 from torch import Tensor
 from torch.nn import functional
 
-from .config import HOP, MEL_BINS, SAMPLE_RATE
+from .config import HOP, SAMPLE_RATE, MelConfig
 from .errors import AudioError, CodesError
 
 FBANK_BINS = 128
@@ -30,8 +30,8 @@ FBANK_MEAN, FBANK_SCALE = -4.2677393, 2 * 4.5689974
 """AudioMAE's normalisation: ``(x - mean) / scale``."""
 PADDING_ROW = -FBANK_MEAN / FBANK_SCALE
 """Value of a row that stands for no audio at all."""
+MEL_16K = MelConfig()
 LOG_FLOOR = 1.1920929e-07
-MEL_FFT = 1024
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
 """Sample rates in Hz that are resampled; a file whose header says otherwise is damaged, or meant to fill memory."""
 HIGHEST_OGG_RATE = 200_000
@@ -308,8 +308,8 @@ def _kaldi_filters() -> Tensor:
 
 
 @functools.cache
-def _windows() -> tuple[Tensor, Tensor]:
-    return torch.hann_window(FBANK_FRAME, periodic=False), torch.hann_window(MEL_FFT)
+def _hann(size: int, *, periodic: bool = True) -> Tensor:
+    return torch.hann_window(size, periodic=periodic)
 
 
 def fbank(wave: Tensor) -> Tensor:
@@ -328,7 +328,7 @@ def fbank(wave: Tensor) -> Tensor:
     frames = wave.unfold(-1, FBANK_FRAME, HOP)
     frames = frames - frames.mean(-1, keepdim=True)
     previous = torch.cat([frames[..., :1], frames[..., :-1]], -1)
-    window = _windows()[0].to(wave)
+    window = _hann(FBANK_FRAME, periodic=False).to(wave)
     spectrum = torch.fft.rfft((frames - 0.97 * previous) * window, n=512)
     power = spectrum.real.square() + spectrum.imag.square()
     energy = power[..., :256] @ _kaldi_filters().to(wave)
@@ -367,42 +367,45 @@ def fbank_windows(pieces: Iterable[Tensor], context: int, block: int, *, mark_en
 
 
 @functools.cache
-def slaney_filters() -> Tensor:
-    """Return 64 Slaney-normalised mel filters from 0 to 8000 Hz over the bins of a 1024-point FFT, ``[513, 64]``."""
+def slaney_filters(mel: MelConfig = MEL_16K) -> Tensor:
+    """Return Slaney-normalised mel filters over the bins of the FFT, ``[n_fft / 2 + 1, bins]``."""
     result: Tensor = torchaudio.functional.melscale_fbanks(
-        MEL_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, MEL_BINS, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+        mel.n_fft // 2 + 1, mel.low, mel.high, mel.bins, mel.sample_rate, norm="slaney", mel_scale="slaney"
     )
     return result
 
 
-def stft_magnitude(wave: Tensor) -> Tensor:
+def stft_magnitude(wave: Tensor, mel: MelConfig = MEL_16K) -> Tensor:
     """Compute the magnitudes that :func:`log_mel` sums up.
 
     Args:
-        wave: ``[batch, samples]`` at 16 kHz, at least 433 samples.
+        wave: ``[batch, samples]`` at ``mel.sample_rate``, more than ``(n_fft - hop) / 2`` samples.
+        mel: says how.
 
     Returns:
-        ``[batch, samples // 160, 513]``; row t is centred on sample ``160 t + 80``.
+        ``[batch, samples // hop, n_fft / 2 + 1]``; row t is centred on sample ``hop * (t + 1/2)``.
     """
-    margin = (MEL_FFT - HOP) // 2
+    margin = (mel.n_fft - mel.hop) // 2
     padded = functional.pad(wave[:, None], (margin, margin), mode="reflect")[:, 0]
-    frames = padded.unfold(-1, MEL_FFT, HOP)[:, : wave.shape[-1] // HOP]
-    spectrum = torch.fft.rfft(frames * _windows()[1].to(wave))
+    frames = padded.unfold(-1, mel.n_fft, mel.hop)[:, : wave.shape[-1] // mel.hop]
+    spectrum = torch.fft.rfft(frames * _hann(mel.n_fft).to(wave))
     result: Tensor = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
     return result
 
 
-def log_mel(wave: Tensor) -> Tensor:
+def log_mel(wave: Tensor, mel: MelConfig = MEL_16K) -> Tensor:
     """Compute the decoder's log-mel spectrogram.
 
     Args:
-        wave: ``[batch, samples]`` at 16 kHz, at least 433 samples.
+        wave: ``[batch, samples]`` at ``mel.sample_rate``, more than ``(n_fft - hop) / 2`` samples.
+        mel: says how.
 
     Returns:
-        ``[batch, samples // 160, 64]``: natural logarithm of Slaney-normalised mel magnitudes, at least ln(1e-5); row t
-        is centred on sample ``160 t + 80``.
+        ``[batch, samples // hop, bins]``: natural logarithm of Slaney-normalised mel magnitudes, at least ln(1e-5);
+        row t is centred on sample ``hop * (t + 1/2)``.
 
-    Source: the mel of HiFi-GAN's training code (FFT and window 1024, hop 160, 0-8000 Hz), which AudioLDM inherited.
+    Source: the mel of HiFi-GAN's training code (at 16 kHz FFT and window 1024, hop 160, 0-8000 Hz), which AudioLDM and
+    AudioSR inherited.
     """
-    result: Tensor = (stft_magnitude(wave) @ slaney_filters().to(wave)).clamp_min(1e-5).log()
+    result: Tensor = (stft_magnitude(wave, mel) @ slaney_filters(mel).to(wave)).clamp_min(1e-5).log()
     return result

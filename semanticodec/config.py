@@ -43,6 +43,18 @@ TokenRate = Literal[25, 50, 100]
 
 
 @dataclass(frozen=True)
+class MelConfig:
+    """The log-mel spectrogram that an autoencoder and a vocoder share; by default that of every 16 kHz system."""
+
+    sample_rate: int = SAMPLE_RATE
+    n_fft: int = 1024
+    hop: int = HOP
+    bins: int = MEL_BINS
+    low: float = 0.0
+    high: float = 8000.0
+
+
+@dataclass(frozen=True)
 class AudioMAEConfig:
     """A ViT over one window of ``columns`` x 8 patches; the decoder half exists only for training."""
 
@@ -105,6 +117,11 @@ class VAEConfig:
     res_blocks: int = 2
     latent_channels: int = 8
     groups: int = 32
+
+    @property
+    def factor(self) -> int:
+        """Mel rows per latent step, and mel bins per latent column."""
+        return int(2 ** (len(self.mults) - 1))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..config import HOP, VocosConfig
+from ..config import MelConfig, VocosConfig
 
+MEL_16K = MelConfig()
 FLOOR = 1e-3
 """Magnitudes below this are silence."""
 MOMENTUM = 0.9
@@ -49,12 +50,13 @@ class Vocos(nn.Module):
     start: Tensor
     basis: Tensor
 
-    def __init__(self, config: VocosConfig, mel_bins: int = 64) -> None:
+    def __init__(self, config: VocosConfig, mel: MelConfig = MEL_16K) -> None:
         super().__init__()
         self.config = config
+        self.hop = mel.hop
         first, *others = config.right
         self.padding = (config.kernel - 1 - first, first)
-        self.embed = nn.Conv1d(mel_bins, config.dim, config.kernel)
+        self.embed = nn.Conv1d(mel.bins, config.dim, config.kernel)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.blocks = nn.ModuleList(
             ConvNeXtBlock(config.dim, config.hidden, config.kernel, right, 1 / config.layers) for right in others
@@ -64,7 +66,7 @@ class Vocos(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         # Pseudo-inverse of the mel filters: what the network corrects.
-        self.register_buffer("basis", torch.zeros(mel_bins, config.n_fft // 2 + 1))
+        self.register_buffer("basis", torch.zeros(mel.bins, config.n_fft // 2 + 1))
         self.register_buffer("window", torch.hann_window(config.n_fft, device="cpu"), persistent=False)
         # Where nothing came before, phases start scattered: aligned ones would be a click.
         golden = (torch.arange(config.n_fft // 2 + 1, device="cpu") ** 2 * 0.6180339887498949) % 1.0
@@ -78,20 +80,20 @@ class Vocos(nn.Module):
     @property
     def lookahead(self) -> int:
         """Mel rows after a sample's own row that must be given before it is final."""
-        return sum(self.config.right) + math.ceil(self.margin / HOP)
+        return sum(self.config.right) + math.ceil(self.margin / self.hop)
 
     @property
     def margin(self) -> int:
-        """Samples by which a row's frame reaches beyond its own 160 samples, on either side."""
-        return (self.config.n_fft - HOP) // 2
+        """Samples by which a row's frame reaches beyond its own ``hop`` samples, on either side."""
+        return (self.config.n_fft - self.hop) // 2
 
     @property
     def memory(self) -> int:
         """Samples that :meth:`extend` needs of what came before."""
-        return self.margin + self.history * HOP
+        return self.margin + self.history * self.hop
 
     def magnitude(self, mel: Tensor) -> Tensor:
-        """Predict log-magnitudes ``[B, L, K]`` (K = n_fft / 2 + 1) of log-mel ``[B, 64, L]``."""
+        """Predict log-magnitudes ``[B, L, K]`` (K = n_fft / 2 + 1) of log-mel ``[B, bins, L]``."""
         x = self.embed(functional.pad(mel.to(self.embed.weight.dtype), self.padding))
         x = self.norm(x.transpose(1, 2)).transpose(1, 2)
         for block in self.blocks:
@@ -104,54 +106,54 @@ class Vocos(nn.Module):
         """Synthesise a whole signal, as if silence came before.
 
         Args:
-            mel: log-mel ``[B, 64, L]``.
+            mel: log-mel ``[B, bins, L]``.
 
         Returns:
-            float32 samples ``[B, 160 * L]``; row t is centred on sample ``160 t + 80``.
+            float32 samples ``[B, hop * L]``; row t is centred on sample ``hop * (t + 1/2)``.
         """
         silence = torch.zeros(len(mel), self.margin, device=mel.device)
-        return self._invert(self.magnitude(mel).exp(), silence)[:, self.margin :][:, : mel.shape[2] * HOP]
+        return self._invert(self.magnitude(mel).exp(), silence)[:, self.margin :][:, : mel.shape[2] * self.hop]
 
     def extend(self, mel: Tensor, past: Tensor) -> Tensor:
         """Synthesise the rows whose context is complete, continuing from known samples.
 
         Args:
-            mel: log-mel ``[B, 64, history + n + lookahead]``.
+            mel: log-mel ``[B, bins, history + n + lookahead]``.
             past: the last ``memory`` samples before row ``history``, ``[B, memory]``.
 
         Returns:
-            float32 samples ``[B, 160 * n]``.
+            float32 samples ``[B, hop * n]``.
         """
         # Rows that lie wholly in the known samples need no phases; a few of them anchor the first unknown ones.
-        anchor = max(0, self.history - math.ceil(self.config.n_fft / HOP))
+        anchor = max(0, self.history - math.ceil(self.config.n_fft / self.hop))
         magnitude = self.magnitude(mel)[:, anchor:].exp()
-        known = past[:, anchor * HOP :]
-        end = known.shape[1] + (mel.shape[2] - self.history - self.lookahead) * HOP
+        known = past[:, anchor * self.hop :]
+        end = known.shape[1] + (mel.shape[2] - self.history - self.lookahead) * self.hop
         return self._invert(magnitude, known)[:, known.shape[1] : end]
 
     def _invert(self, magnitude: Tensor, known: Tensor) -> Tensor:
-        """Find a signal ``[B, (L - 1) * 160 + n_fft]`` that begins with ``known`` and has magnitudes ``[B, L, K]``."""
+        """Find a signal ``[B, (L - 1) * hop + n_fft]`` that begins with ``known`` and has magnitudes ``[B, L, K]``."""
         size, rows = self.config.n_fft, magnitude.shape[1]
         window = self.window.float()
-        length = (rows - 1) * HOP + size
-        weight = _overlap_add((window**2).expand(1, rows, -1), length).clamp_min(1e-3)
+        length = (rows - 1) * self.hop + size
+        weight = _overlap_add((window**2).expand(1, rows, -1), length, self.hop).clamp_min(1e-3)
         fixed = functional.pad(known.float(), (0, length - known.shape[1]))
         free = torch.arange(length, device=known.device) >= known.shape[1]
 
         def signal(spectrum: Tensor) -> Tensor:
-            joined = _overlap_add(torch.fft.irfft(spectrum, size) * window, length) / weight
+            joined = _overlap_add(torch.fft.irfft(spectrum, size) * window, length, self.hop) / weight
             result: Tensor = torch.where(free, joined, fixed)
             return result
 
         def spectrum(samples: Tensor) -> Tensor:
-            result: Tensor = torch.fft.rfft(samples.unfold(1, size, HOP) * window)
+            result: Tensor = torch.fft.rfft(samples.unfold(1, size, self.hop) * window)
             return result
 
-        last = max((known.shape[1] - size) // HOP, 0)
+        last = max((known.shape[1] - size) // self.hop, 0)
         start = self.start.float()
         seen = spectrum(fixed)[:, last] + torch.polar(torch.full_like(start, 1e-6), start)
         advance = torch.arange(rows, device=known.device)[:, None] - last
-        advance = advance * (2 * math.pi * HOP / size) * torch.arange(len(self.start), device=known.device)
+        advance = advance * (2 * math.pi * self.hop / size) * torch.arange(len(self.start), device=known.device)
         estimate = torch.polar(magnitude, seen.angle()[:, None] + advance)
         before = None
         for _ in range(self.config.iterations):
@@ -162,8 +164,8 @@ class Vocos(nn.Module):
         return signal(estimate)
 
 
-def _overlap_add(frames: Tensor, length: int) -> Tensor:
-    """Add frames ``[B, L, n_fft]`` at steps of ``HOP`` samples into ``[B, length]``."""
+def _overlap_add(frames: Tensor, length: int, hop: int) -> Tensor:
+    """Add frames ``[B, L, n_fft]`` at steps of ``hop`` samples into ``[B, length]``."""
     size = frames.shape[2]
-    result: Tensor = functional.fold(frames.transpose(1, 2), (1, length), (1, size), stride=(1, HOP))[:, 0, 0]
+    result: Tensor = functional.fold(frames.transpose(1, 2), (1, length), (1, size), stride=(1, hop))[:, 0, 0]
     return result

@@ -29,7 +29,7 @@ HELD_OUT = 40
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording inside the memory-mapped file; times in samples at 16 kHz."""
+    """One recording inside the memory-mapped file; times in samples."""
 
     name: str
     kind: str
@@ -43,19 +43,20 @@ class Clip:
 
 
 class Corpus:
-    """All recordings of ``folder`` at 16 kHz, as one int16 memory map under ``cache``."""
+    """All recordings of ``folder`` at one rate, as one int16 memory map under ``cache``."""
 
     def __init__(self, samples: np.ndarray, clips: list[Clip]) -> None:
         self.samples = samples
         self.clips = clips
 
     @classmethod
-    def open(cls, folder: Path, cache: Path) -> Corpus:
+    def open(cls, folder: Path, cache: Path, rate: int = SAMPLE_RATE) -> Corpus:
         """Open the corpus, decoding ``folder``'s shards into ``cache`` the first time.
 
         Args:
             folder: holds ``train_manifest.csv`` and the tar shards it names; the shard "optional" is left out.
             cache: where ``audio.i16`` and ``clips.json`` are kept.
+            rate: in Hz; recordings stored at a lower rate are left out.
 
         Raises:
             AudioError: the folder has no manifest.
@@ -63,7 +64,7 @@ class Corpus:
         index = cache / "clips.json"
         if not index.exists():
             cache.mkdir(parents=True, exist_ok=True)
-            clips = _decode(folder, cache / "audio.i16")
+            clips = _decode(folder, cache / "audio.i16", rate)
             part = index.with_suffix(".part")
             part.write_text(json.dumps([vars(clip) for clip in clips]))
             part.replace(index)
@@ -124,7 +125,7 @@ def manifest(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _decode(folder: Path, target: Path) -> list[Clip]:
+def _decode(folder: Path, target: Path, rate: int) -> list[Clip]:
     rows = {row["file"]: row for row in manifest(folder) if row["kind"] != "optional"}
     clips: list[Clip] = []
     position = 0
@@ -136,13 +137,15 @@ def _decode(folder: Path, target: Path) -> list[Clip]:
                     key, stream = _key(member.name, rows), tar.extractfile(member)
                     assert key is not None
                     assert stream is not None
-                    wave, rate = load(io.BytesIO(stream.read()))
-                    wave = resample(wave.mean(0), rate, SAMPLE_RATE)
+                    wave, stored = load(io.BytesIO(stream.read()))
+                    if stored < rate:
+                        continue
+                    wave = resample(wave.mean(0), stored, rate)
                     data = (wave.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
                     data.tofile(out)
                     clips.append(Clip(key, rows[key]["kind"], position, len(data)))
                     position += len(data)
-    log.info("decoded %d recordings, %.2f hours", len(clips), position / SAMPLE_RATE / 3600)
+    log.info("decoded %d recordings, %.2f hours", len(clips), position / rate / 3600)
     return clips
 
 

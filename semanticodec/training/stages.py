@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from .. import checkpoints
-from ..config import PRESETS, RATES, CodecConfig
+from ..config import PATCH, PRESETS, RATES, SAMPLE_RATE, CodecConfig, MelConfig, VocosConfig
 from ..errors import CheckpointError
 from ..model import CodecModel
 from ..nn.audiomae import AudioMAE
@@ -56,11 +56,13 @@ class Session:
     weights: Path
     options: Callable[[str], RunOptions]
     configs: dict[int, CodecConfig] = field(default_factory=mini)
+    rate: int = SAMPLE_RATE
+    """Of the recordings, in Hz."""
 
     @cached_property
     def corpus(self) -> Corpus:
         """The recordings."""
-        return Corpus.open(self.audio, self.out / "audio")
+        return Corpus.open(self.audio, self.out / "audio", self.rate)
 
     def start(self, stage: str) -> tuple[RunOptions, Fabric]:
         """Start the processes of a stage; the recordings are decoded by the first of them."""
@@ -156,12 +158,16 @@ def _semantic(session: Session) -> None:
 
 def _vae(session: Session) -> None:
     options, fabric = session.start("vae")
-    train(VAEStage(session.corpus, session.configs[RATES[0]], options), options, fabric)
+    decoder = session.configs[RATES[0]].decoder
+    stage = VAEStage(session.corpus, decoder.vae, MelConfig(), decoder.columns * PATCH, options)
+    train(stage, options, fabric)
 
 
 def _vocoder(session: Session) -> None:
     options, fabric = session.start("vocoder")
-    train(VocoderStage(session.corpus, session.configs[RATES[0]], session.vae(), options), options, fabric)
+    vocoder = session.configs[RATES[0]].decoder.vocoder
+    assert isinstance(vocoder, VocosConfig)
+    train(VocoderStage(session.corpus, vocoder, MelConfig(), session.vae(), options), options, fabric)
 
 
 def _latent(session: Session) -> None:
@@ -185,7 +191,7 @@ def _export(session: Session) -> None:
     loss = session.diffusion()
     session.trained("polish", PolishLoss(loss))
     assert isinstance(loss.latent.vocoder, Vocos)
-    session.trained("vocoder", MagnitudeLoss(loss.latent.vocoder))
+    session.trained("vocoder", MagnitudeLoss(loss.latent.vocoder, MelConfig()))
     states = {}
     for rate, model in loss.models.items():
         loss.codes(rate).store()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..audio import log_mel
-from ..config import HOP, LATENT_ROWS, MEL_BINS, PATCH, CodecConfig
+from ..config import MelConfig, VAEConfig
 from ..nn.vae import AutoencoderKL
 from .data import Corpus, Crops
 from .loop import Logs, RunOptions, adamw, channels_last, descend, mean_logs
@@ -28,7 +28,7 @@ class VAELoss(nn.Module):
         self.vae = vae
 
     def forward(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mel error, KL per latent value, and the reconstruction of ``mel`` ``[B, 1, T, 64]``."""
+        """Return the mel error, KL per latent value, and the reconstruction of ``mel`` ``[B, 1, T, bins]``."""
         mean, logvar = self.vae.encode(mel)
         picture = self.vae.decode(mean + (0.5 * logvar).exp() * noise)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -36,18 +36,16 @@ class VAELoss(nn.Module):
 
 
 class VAEStage:
-    """Train the autoencoder on crops as long as the decoder's windows."""
+    """Train the autoencoder on crops of ``rows`` mel rows: as long as the windows it will see."""
 
     name = "vae"
 
-    def __init__(self, corpus: Corpus, config: CodecConfig, options: RunOptions) -> None:
-        self.options = options
-        decoder = config.decoder
-        self.raw: nn.Module = VAELoss(AutoencoderKL(decoder.vae))
-        self.shape = (decoder.vae.latent_channels, decoder.columns * PATCH // LATENT_ROWS, MEL_BINS // LATENT_ROWS)
-        length = decoder.columns * PATCH * HOP
-        self.crops = Crops(corpus, length, options.batch, seed=options.seed + 10)
-        self.held_out = Crops(corpus, length, 64, seed=1, held_out=True)
+    def __init__(self, corpus: Corpus, vae: VAEConfig, mel: MelConfig, rows: int, options: RunOptions) -> None:
+        self.options, self.mel = options, mel
+        self.raw: nn.Module = VAELoss(AutoencoderKL(vae))
+        self.shape = (vae.latent_channels, rows // vae.factor, mel.bins // vae.factor)
+        self.crops = Crops(corpus, rows * mel.hop, options.batch, seed=options.seed + 10)
+        self.held_out = Crops(corpus, rows * mel.hop, 64, seed=1, held_out=True)
 
     def setup(self, fabric: Fabric) -> None:
         """Wrap the model and its optimiser."""
@@ -66,7 +64,7 @@ class VAEStage:
         return {"model": self.raw, "optimizer": self.optimizer}
 
     def _run(self, wave: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mel = log_mel(wave.to(self.fabric.device))[:, None]
+        mel = log_mel(wave.to(self.fabric.device), self.mel)[:, None]
         noise = torch.randn((len(mel), *self.shape), generator=torch.Generator().manual_seed(seed)).to(mel.device)
         error, kl, picture = self.model(mel, noise)
         return error, kl, picture, mel

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from ..audio import log_mel, slaney_filters, stft_magnitude
-from ..config import HOP, SAMPLE_RATE, CodecConfig, VocosConfig
+from ..config import MelConfig, VocosConfig
 from ..nn.vae import AutoencoderKL
 from ..nn.vocos import FLOOR, Vocos
 from .data import Corpus, Crops
@@ -31,13 +31,13 @@ class MagnitudeLoss(nn.Module):
 
     filters: Tensor
 
-    def __init__(self, vocoder: Vocos) -> None:
+    def __init__(self, vocoder: Vocos, mel: MelConfig) -> None:
         super().__init__()
         self.vocoder = vocoder
-        self.register_buffer("filters", slaney_filters(), persistent=False)
+        self.register_buffer("filters", slaney_filters(mel), persistent=False)
 
     def forward(self, heard: Tensor, magnitude: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both terms for the mel given ``[B, 64, L]``, true magnitudes ``[B, L, K]`` and mel ``[B, L, 64]``."""
+        """Return both terms of the mel heard ``[B, bins, L]``, magnitudes ``[B, L, K]`` and mel ``[B, L, bins]``."""
         predicted = self.vocoder.magnitude(heard)
         bins = (predicted.clamp_min(math.log(FLOOR)) - magnitude.clamp_min(FLOOR).log()).abs().mean()
         with torch.autocast(heard.device.type, enabled=False):
@@ -50,15 +50,16 @@ class VocoderStage:
 
     name = "vocoder"
 
-    def __init__(self, corpus: Corpus, config: CodecConfig, vae: AutoencoderKL, options: RunOptions) -> None:
-        assert isinstance(config.decoder.vocoder, VocosConfig)
-        self.options = options
+    def __init__(
+        self, corpus: Corpus, config: VocosConfig, mel: MelConfig, vae: AutoencoderKL, options: RunOptions
+    ) -> None:
+        self.options, self.mel = options, mel
         self.vae = vae.eval().requires_grad_(False)
-        vocoder = Vocos(config.decoder.vocoder)
-        vocoder.basis.copy_(torch.linalg.pinv(slaney_filters()))
-        self.raw = MagnitudeLoss(vocoder)
-        self.crops = Crops(corpus, ROWS * HOP, options.batch, seed=options.seed + 20)
-        self.held_out = Crops(corpus, ROWS * HOP, 64, seed=1, held_out=True)
+        vocoder = Vocos(config, mel)
+        vocoder.basis.copy_(torch.linalg.pinv(slaney_filters(mel)))
+        self.raw = MagnitudeLoss(vocoder, mel)
+        self.crops = Crops(corpus, ROWS * mel.hop, options.batch, seed=options.seed + 20)
+        self.held_out = Crops(corpus, ROWS * mel.hop, 64, seed=1, held_out=True)
 
     def setup(self, fabric: Fabric) -> None:
         """Wrap the model and its optimiser."""
@@ -78,15 +79,16 @@ class VocoderStage:
 
     @torch.no_grad()
     def _coded(self, mel: Tensor, seed: int) -> Tensor:
-        """Send a mel ``[B, L, 64]`` through the autoencoder, with the noise its decoder has to expect."""
+        """Send a mel ``[B, L, bins]`` through the autoencoder, with the noise its decoder has to expect."""
         mean, _ = self.vae.encode(mel[:, None])
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
         return self.vae.decode(mean + IMPERFECTION * mean.std() * noise)[:, 0].mT
 
     def _run(self, wave: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         wave = wave.to(self.fabric.device)
-        mel = log_mel(wave)
-        result: tuple[Tensor, Tensor] = self.model(self._coded(mel, seed), stft_magnitude(wave), mel)
+        mel = log_mel(wave, self.mel)
+        magnitude = stft_magnitude(wave, self.mel)
+        result: tuple[Tensor, Tensor] = self.model(self._coded(mel, seed), magnitude, mel)
         return result
 
     def step(self, fabric: Fabric, index: int, progress: float) -> Logs:
@@ -102,9 +104,9 @@ class VocoderStage:
         def one(index: int) -> Logs:
             wave = self.held_out(index)
             bins, bands = self._run(wave, index)
-            mel = log_mel(wave.to(self.fabric.device))
-            sound = self.raw.vocoder(self._coded(mel, index))
-            return {"bins_l1": bins, "mel_l1": bands, "synthesis_mel_l1": (log_mel(sound) - mel).abs().mean()}
+            mel = log_mel(wave.to(self.fabric.device), self.mel)
+            sound = log_mel(self.raw.vocoder(self._coded(mel, index)), self.mel)
+            return {"bins_l1": bins, "mel_l1": bands, "synthesis_mel_l1": (sound - mel).abs().mean()}
 
         return mean_logs(one, 2)
 
@@ -112,6 +114,6 @@ class VocoderStage:
         """Write four held-out sounds, each followed by its resynthesis."""
         wave = self.held_out(0)[:4].to(self.fabric.device)
         with torch.no_grad():
-            sound = self.raw.vocoder(self._coded(log_mel(wave), 0))
+            sound = self.raw.vocoder(self._coded(log_mel(wave, self.mel), 0))
         joined = torch.cat([wave, sound], 1).reshape(1, -1).cpu().clamp(-1, 1)
-        writer.add_audio("real and resynthesised", joined, index, SAMPLE_RATE)
+        writer.add_audio("real and resynthesised", joined, index, self.mel.sample_rate)
