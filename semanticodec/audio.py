@@ -370,7 +370,7 @@ def fbank_windows(pieces: Iterable[Tensor], context: int, block: int, *, mark_en
 def slaney_filters(mel: MelConfig = MEL_16K) -> Tensor:
     """Return Slaney-normalised mel filters over the bins of the FFT, ``[n_fft / 2 + 1, bins]``."""
     result: Tensor = torchaudio.functional.melscale_fbanks(
-        mel.n_fft // 2 + 1, mel.low, mel.high, mel.bins, mel.sample_rate, norm="slaney", mel_scale="slaney"
+        mel.n_fft // 2 + 1, mel.fmin, mel.fmax, mel.bins, mel.sample_rate, norm="slaney", mel_scale="slaney"
     )
     return result
 

@@ -44,14 +44,14 @@ TokenRate = Literal[25, 50, 100]
 
 @dataclass(frozen=True)
 class MelConfig:
-    """The log-mel spectrogram that an autoencoder and a vocoder share; by default that of every 16 kHz system."""
+    """Natural-log mel magnitudes: ``bins`` Slaney filters from ``fmin`` to ``fmax`` Hz, a row every ``hop`` samples."""
 
     sample_rate: int = SAMPLE_RATE
     n_fft: int = 1024
     hop: int = HOP
     bins: int = MEL_BINS
-    low: float = 0.0
-    high: float = 8000.0
+    fmin: float = 0.0
+    fmax: float = 8000.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class VAEConfig:
     @property
     def factor(self) -> int:
         """Mel rows per latent step, and mel bins per latent column."""
-        return int(2 ** (len(self.mults) - 1))
+        return 1 << (len(self.mults) - 1)
 
 
 @dataclass(frozen=True)
