@@ -24,6 +24,7 @@ from .tokens import TokenDecoder, Vocabulary
 
 if TYPE_CHECKING:
     from .codec import SemantiCodec
+    from .datasets import TokenDataset
     from .diffusion import SamplerOptions
     from .streaming import Decoder, Encoder, Sliding, StreamDecoder, StreamEncoder
 else:
@@ -35,6 +36,7 @@ else:
         "Sliding": "streaming",
         "StreamDecoder": "streaming",
         "StreamEncoder": "streaming",
+        "TokenDataset": "datasets",
     }
 
     def __getattr__(name):
@@ -67,6 +69,7 @@ __all__ = [
     "StreamDecoder",
     "StreamEncoder",
     "StreamError",
+    "TokenDataset",
     "TokenDecoder",
     "TokensError",
     "TruncatedError",

@@ -16,7 +16,7 @@ FLOORS = (
     ("latent", "checkpoints", "keymap"),
     ("model", "windows"),
     ("codec", "generation", "superres", "editing"),
-    ("streaming", "corpus", "training", "published"),
+    ("streaming", "corpus", "datasets", "training", "published"),
     ("cli", "demo"),
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
