@@ -12,7 +12,7 @@ import semanticodec
 
 FLOORS = (
     ("errors", "config", "wire", "tokens"),
-    ("audio", "nn", "diffusion"),
+    ("audio", "bandlimit", "nn", "diffusion"),
     ("latent", "checkpoints", "keymap"),
     ("model", "windows"),
     ("codec", "generation", "superres", "editing"),
