@@ -83,11 +83,11 @@ class Window:
 
     def __init__(self, config: CodecConfig, device: str) -> None:
         decoder = config.decoder
-        width = next(width for width in decoder.unet.contexts if width is not None)
+        width = next(width for width in decoder.latent.unet.contexts if width is not None)
         rows, frames = decoder.columns * PATCH, decoder.columns // config.stack[0] * config.group
-        self.shape = decoder.vae.latent_channels, rows // LATENT_ROWS, MEL_BINS // LATENT_ROWS
+        self.shape = decoder.latent.vae.latent_channels, rows // LATENT_ROWS, MEL_BINS // LATENT_ROWS
         with torch.device(device):
-            self.latent = LatentDiffusion(decoder).eval()
+            self.latent = LatentDiffusion(decoder.latent).eval()
             self.context = torch.empty(1, frames, width)
             self.z = torch.empty(1, *self.shape)
             self.rows = torch.empty(1, rows, MEL_BINS)

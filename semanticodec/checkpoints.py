@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import PRESETS, CodecConfig, config_from_json, preset
-from .diffusion import linear_schedule
+from .diffusion import make_schedule
 from .errors import CheckpointError, ConfigError
 from .keymap import FILES, OFFICIAL_DECODER, OFFICIAL_ENCODER, Rule, apply_rules, native_rules
 
@@ -368,11 +368,11 @@ def _read_official(source: Source, wanted: set[str]) -> Iterator[tuple[tuple[Rul
 
 
 def _check_schedule(source: Source, seen: Tensor | None) -> None:
-    wanted = torch.tensor(linear_schedule(source.config.decoder.schedule).alpha_bar)
+    wanted = torch.tensor(make_schedule(source.config.decoder.latent.schedule).alpha_bar)
     if seen is None or seen.shape != wanted.shape or not torch.allclose(seen.float(), wanted, rtol=1e-4, atol=0):
         raise CheckpointError(
             f"alphas_cumprod of {source} is {'missing' if seen is None else 'another one'}; the decoder is wanted for "
-            f"{source.config.decoder.schedule}"
+            f"{source.config.decoder.latent.schedule}"
         )
 
 

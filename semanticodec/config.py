@@ -10,15 +10,13 @@ Everything about time is an integer number of samples, mel rows, patch columns o
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import types
 import typing
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 from .errors import ConfigError
+from .values import from_json, to_json
 
 SAMPLE_RATE = 16_000
 HOP = 160
@@ -93,8 +91,9 @@ class EncoderConfig:
 class UNetConfig:
     """The denoiser's U-Net.
 
-    Each attention site holds one transformer per entry of ``contexts``: ``None`` attends to itself twice, a number is
-    the width of the context its second attention looks at.
+    Each attention site holds one transformer of ``depth`` blocks per entry of ``contexts``: ``None`` attends to itself
+    twice, a number is the width of the context its second attention looks at.  A vector of ``film_dim`` channels may
+    stand beside the time embedding ("concat") or be added to it ("add").
     """
 
     in_channels: int = 8
@@ -104,8 +103,28 @@ class UNetConfig:
     res_blocks: int = 2
     attention_levels: tuple[int, ...] = (1, 2, 3)
     head_dim: int = 32
+    heads: int | None = None
+    """The same number of heads at every site (as some diffusers folders say); None is width / ``head_dim``."""
     contexts: tuple[int | None, ...] = (None,)
+    depth: int = 1
+    film_dim: int | None = None
+    film_mode: Literal["concat", "add"] = "concat"
     groups: int = 32
+
+    @property
+    def factor(self) -> int:
+        """What both axes of the latent must be multiples of."""
+        return 1 << (len(self.mults) - 1)
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """A copy of the contracting half of ``unet`` that follows an image ``hint_factor`` times the size of the latent."""
+
+    unet: UNetConfig = UNetConfig()
+    hint_channels: int = 1
+    hint_factor: int = 4
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)
 
 
 @dataclass(frozen=True)
@@ -172,11 +191,44 @@ class GridConditioning:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Variances of the forward process: ``steps`` betas, linear in their square roots."""
+    """Variances of the forward process over ``steps`` timesteps.
 
+    "linear": betas linear in their square roots.  "cosine": the signal falls as a squared cosine, to nothing at the
+    last timestep (the betas are not clipped, and ``beta_start`` and ``beta_end`` say nothing).
+    """
+
+    kind: Literal["linear", "cosine"] = "linear"
     steps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """One latent-diffusion system: its networks, what the U-Net predicts of which forward process, and its dials.
+
+    ``steps``, ``guidance`` and ``eta`` hold where the caller says nothing, with the default sampler.
+    """
+
+    unet: UNetConfig = UNetConfig()
+    vae: VAEConfig = VAEConfig()
+    vocoder: HiFiGANConfig | VocosConfig = HiFiGANConfig()
+    mel: MelConfig = MelConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    prediction: Literal["v", "eps"] = "v"
+    steps: int = 20
+    guidance: float = 2.0
+    eta: float = 0.0
+
+    @property
+    def cells(self) -> int:
+        """Latent cells of one step, along frequency."""
+        return self.mel.bins // self.vae.factor
+
+    @property
+    def step_samples(self) -> int:
+        """Samples per latent step."""
+        return self.mel.hop * self.vae.factor
 
 
 @dataclass(frozen=True)
@@ -191,12 +243,7 @@ class DecoderConfig:
     overlap: int = 4
     join: Literal["crossfade", "prefix"] = "crossfade"
     conditioning: ContextConditioning | GridConditioning = ContextConditioning()
-    unet: UNetConfig = UNetConfig()
-    vae: VAEConfig = VAEConfig()
-    vocoder: HiFiGANConfig | VocosConfig = HiFiGANConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    steps: int = 20
-    guidance: float = 2.0
+    latent: LatentConfig = LatentConfig()
 
 
 @dataclass(frozen=True)
@@ -294,47 +341,7 @@ class CodecConfig:
 
     def to_json(self) -> str:
         """Write the configuration as JSON; :func:`config_from_json` reads it back."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    """Tell whether plain JSON data may stand for one option of a union."""
-    if dataclasses.is_dataclass(kind):
-        return isinstance(value, dict) and value.get("kind") == getattr(kind, "kind", None)
-    return type(value) is kind
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """Turn plain JSON data back into the (nested, frozen) value its annotation names."""
-    origin, options = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        fitting = [option for option in options if _fits(option, value)]
-        if len(fitting) != 1:
-            seen = value.get("kind") if isinstance(value, dict) else value
-            wanted = " or ".join(option.__name__ for option in options)
-            raise ConfigError(f"{where} needs {wanted} (told apart by 'kind'), seen {seen!r}")
-        return _build(fitting[0], value, where)
-    if origin is Literal:
-        if not any(type(value) is type(option) and value == option for option in options):
-            raise ConfigError(f"{where} needs one of {options}, seen {value!r}")
-    elif origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where} needs a list, seen {value!r}")
-        return tuple(_build(options[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    elif dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        names = {f.name for f in dataclasses.fields(kind)}
-        if not isinstance(value, dict) or set(value) != names:
-            seen = sorted(value) if isinstance(value, dict) else type(value).__name__
-            raise ConfigError(f"{where} ({kind.__name__}) needs the fields {sorted(names)}, seen {seen}")
-        return kind(**{key: _build(hints[key], item, f"{where}.{key}") for key, item in value.items()})
-    elif type(value) is not kind and not (kind is float and type(value) is int):
-        raise ConfigError(f"{where} needs {kind.__name__}, seen {value!r}")
-    return value
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number")
+        return to_json(self)
 
 
 def config_from_json(text: str) -> CodecConfig:
@@ -343,12 +350,7 @@ def config_from_json(text: str) -> CodecConfig:
     Raises:
         ConfigError: the text is not JSON, or its fields are not those of this version.
     """
-    try:
-        data = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the configuration is not JSON: {error}") from error
-    result: CodecConfig = _build(CodecConfig, data, "configuration")
-    return result
+    return from_json(CodecConfig, text)
 
 
 def _official(rate: TokenRate, vocabulary: int) -> CodecConfig:
@@ -365,7 +367,8 @@ def _official(rate: TokenRate, vocabulary: int) -> CodecConfig:
             lstm_dim=2 * dim,
         ),
         decoder=DecoderConfig(
-            conditioning=conditioning, unet=UNetConfig(contexts=(None, 2 * dim + conditioning.position_dim))
+            conditioning=conditioning,
+            latent=LatentConfig(unet=UNetConfig(contexts=(None, 2 * dim + conditioning.position_dim))),
         ),
     )
 
@@ -390,18 +393,20 @@ def _mini(rate: TokenRate) -> CodecConfig:
             overlap=1,
             join="prefix",
             conditioning=conditioning,
-            unet=UNetConfig(
-                in_channels=8 + 1 + conditioning.channels,
-                base=48,
-                mults=(1, 2, 4),
-                res_blocks=1,
-                attention_levels=(1, 2),
-                groups=16,
+            latent=LatentConfig(
+                unet=UNetConfig(
+                    in_channels=8 + 1 + conditioning.channels,
+                    base=48,
+                    mults=(1, 2, 4),
+                    res_blocks=1,
+                    attention_levels=(1, 2),
+                    groups=16,
+                ),
+                vae=VAEConfig(base=16, mults=(1, 2, 4), res_blocks=1, groups=8),
+                vocoder=VocosConfig(),
+                steps=1,
+                guidance=1.1,
             ),
-            vae=VAEConfig(base=16, mults=(1, 2, 4), res_blocks=1, groups=8),
-            vocoder=VocosConfig(),
-            steps=1,
-            guidance=1.1,
         ),
     )
 

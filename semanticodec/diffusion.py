@@ -2,8 +2,8 @@
 
 Notation follows the papers: ``x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise`` for t = 0 (nearly clean) to
 T - 1 (nearly pure noise).  A sampler sees the network only as a :data:`Denoiser` ``D(x_t, t) -> x0``; what the network
-really predicts (v or noise) and how it is guided are wrappers around it.  A sampler walks a :class:`Path`, a value that
-says where to evaluate and where to land, and takes its random numbers from a :data:`Draw`.
+really predicts (v or noise), how it is guided and what is already given are wrappers around it.  A sampler walks a
+:class:`Path`, a value that says where to evaluate and where to land, and takes its random numbers from a :data:`Draw`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ Draw = Callable[[int], Tensor]
 
 INITIAL = -1
 """The step whose noise is the starting point x_T; solver steps count from 0."""
+RENEWAL = 1 << 20
+"""Added to a solver step: the noise that renews what :class:`Masked` keeps, before that step."""
 
 C = TypeVar("C")
 
@@ -85,12 +87,21 @@ class Schedule:
         return alpha_bar.sqrt().to(like), (1 - alpha_bar).sqrt().to(like)
 
 
-def linear_schedule(config: ScheduleConfig) -> Schedule:
-    """Return the schedule whose betas are linear in their square roots.
+COSINE_OFFSET = 0.008
 
-    Source: latent diffusion's "linear"; float64 arithmetic rounded once to float32, as the published buffers are.
+
+def make_schedule(config: ScheduleConfig) -> Schedule:
+    """Return the forward process of a configuration.
+
+    Source: latent diffusion's "linear", and the squared cosine of Nichol and Dhariwal 2021 (arXiv 2102.09672, eq. 17)
+    whose betas AudioSR leaves unclipped; float64 arithmetic rounded once to float32, as the published buffers are.
     """
-    betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.steps) ** 2
+    if config.kind == "linear":
+        betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.steps) ** 2
+    else:
+        share = np.arange(config.steps + 1) / config.steps
+        signal = np.cos((share + COSINE_OFFSET) / (1 + COSINE_OFFSET) * np.pi / 2) ** 2
+        betas = 1 - signal[1:] / signal[:-1]
     return Schedule(tuple(np.cumprod(1 - betas).astype(np.float32).tolist()))
 
 
@@ -323,7 +334,7 @@ class SamplerOptions:
     sampler: Literal["dpmpp_2m", "ddim"] = "dpmpp_2m"
     steps: int | None = None
     guidance: float | None = None
-    eta: float = 0.0
+    eta: float | None = None
     path: Literal["power", "published"] = "power"
 
     def __post_init__(self) -> None:
@@ -335,7 +346,7 @@ class SamplerOptions:
             raise ConfigError(f"{self.steps!r} solver steps asked for; a whole number from 1 up is needed")
         if self.guidance is not None and not (_is_number(self.guidance) and math.isfinite(self.guidance)):
             raise ConfigError(f"guidance is {self.guidance!r}; a finite number is needed (1 is none)")
-        if not (_is_number(self.eta) and 0 <= self.eta <= 1):
+        if self.eta is not None and not (_is_number(self.eta) and 0 <= self.eta <= 1):
             raise ConfigError(f"eta is {self.eta!r}; choose from 0 (deterministic) to 1 (all noise drawn afresh)")
 
 
@@ -343,7 +354,90 @@ PUBLISHED = SamplerOptions(sampler="ddim", steps=50, guidance=2.0, eta=1.0, path
 """What the published decoder does."""
 
 
-def sample(denoise: Denoiser, draw: Draw, schedule: Schedule, options: SamplerOptions, *, steps: int) -> Tensor:
+@dataclass(frozen=True)
+class Masked:
+    """Latents that are partly given, the rest to be generated around them.
+
+    Args:
+        latents: x0 ``[B, C, T, F]``; only read where the mask keeps them.
+        mask: ``[B or 1, 1, T, F]``, 1 keeps, 0 generates, between them is mixed.
+        renew: replace the kept part by a freshly noised one before every step, as published (DDIM only).  Otherwise the
+            denoiser's estimate of the kept part is replaced by the given one, which serves every sampler.
+        reblend: put the kept part back, exactly, in the end; the published code does not.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    renew: bool = False
+    reblend: bool = True
+
+    def blend(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        """Return ``given`` (by default the latents) where the mask keeps, ``x`` elsewhere."""
+        given = self.latents if given is None else given
+        # Not a weighted sum where the mask is 0 or 1: what is not kept may hold anything, NaN included.
+        mixed = self.mask.to(x) * given.to(x) + (1 - self.mask.to(x)) * x
+        return torch.where(self.mask == 1, given.to(x), torch.where(self.mask == 0, x, mixed))
+
+    def around(self, denoise: Denoiser) -> Denoiser:
+        """Return the denoiser that knows the kept part."""
+        return lambda x, t: self.blend(denoise(x, t))
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Latents that are noised part of the way and denoised again, instead of starting from pure noise.
+
+    Args:
+        latents: x0 ``[B, C, T, F]``.
+        strength: how far: 0 < strength <= 1 of the schedule's timesteps; 1 leaves nothing (or all but nothing).
+        published: take ``int(strength * steps)`` steps and noise to one timestep above the first, as published, where
+            strength 1 is an error.  Otherwise noise to exactly where denoising starts.
+
+    Raises:
+        ConfigError: the strength is out of range.
+    """
+
+    latents: Tensor
+    strength: float
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.strength) and 0 < self.strength <= 1):
+            raise ConfigError(f"the strength is {self.strength!r}; choose from above 0 (little changes) to 1")
+
+    def begin(self, path: Path, schedule: Schedule, steps: int, noise: Tensor) -> tuple[Tensor, Path]:
+        """Return the noised latents, and what is left of the path.
+
+        Raises:
+            ConfigError: the published rule finds no timestep to noise to.
+        """
+        if self.published:
+            count = int(self.strength * steps)
+            if count >= len(path.timesteps):
+                raise ConfigError(
+                    f"strength {self.strength} of {steps} steps ends above the published timesteps; choose less"
+                )
+            top = path.timesteps[-1 - count]
+        else:
+            count = max(1, sum(t < self.strength * len(schedule) for t in path.timesteps))
+            top = path.timesteps[-count]
+        first = len(path.timesteps) - count
+        rest = Path(path.timesteps[first:], path.alpha_bar[first:])
+        t = torch.full((len(self.latents),), top, device=noise.device)
+        return schedule.add_noise(self.latents.to(noise), noise, t), rest
+
+
+def sample(
+    denoise: Denoiser,
+    draw: Draw,
+    schedule: Schedule,
+    options: SamplerOptions,
+    *,
+    steps: int,
+    eta: float = 0.0,
+    masked: Masked | None = None,
+    start: Partial | None = None,
+) -> Tensor:
     """Sample latents from noise.
 
     Args:
@@ -352,12 +446,38 @@ def sample(denoise: Denoiser, draw: Draw, schedule: Schedule, options: SamplerOp
         schedule: the forward process the network was trained on.
         options: the caller's dials.
         steps: the preset's number of steps, for ``options.steps`` of None.
+        eta: the preset's share of fresh noise, for ``options.eta`` of None.
+        masked: what is given and shall be kept.
+        start: what to start from instead of pure noise.
 
     Returns:
         x0 latents, shaped like the noise.
 
     Raises:
-        ConfigError: more steps than the schedule has.
+        ConfigError: more steps than the schedule has, or options that do not go together.
     """
-    path = PATHS[options.path](schedule, steps if options.steps is None else options.steps)
-    return SAMPLERS[options.sampler](denoise, draw(INITIAL), draw, path, options.eta)
+    steps = steps if options.steps is None else options.steps
+    eta = eta if options.eta is None else options.eta
+    path = PATHS[options.path](schedule, steps)
+    x = draw(INITIAL)
+    if start is not None:
+        x, path = start.begin(path, schedule, steps, x)
+    if masked is None:
+        return SAMPLERS[options.sampler](denoise, x, draw, path, eta)
+    if not masked.renew:
+        x = SAMPLERS[options.sampler](masked.around(denoise), x, draw, path, eta)
+    elif options.sampler == "ddim":
+        x = _renewing(denoise, x, draw, path, eta, masked)
+    else:
+        raise ConfigError(f"only the sampler 'ddim' can renew what is kept, {options.sampler!r} was chosen")
+    return masked.blend(x) if masked.reblend else x
+
+
+def _renewing(denoise: Denoiser, x: Tensor, draw: Draw, path: Path, eta: float, masked: Masked) -> Tensor:
+    """Sample with DDIM, which remembers nothing between steps, and replace what is kept before each."""
+    for i, t in enumerate(path.timesteps):
+        a = path.alpha_bar[i]
+        given = math.sqrt(a) * masked.latents.to(x) + math.sqrt(1 - a) * draw(i + RENEWAL).to(x)
+        x = masked.blend(x, given)
+        x = ddim(denoise, x, lambda _, i=i: draw(i), Path((t,), path.alpha_bar[i : i + 2]), eta)  # type: ignore[misc]
+    return x

@@ -1,21 +1,65 @@
 """The latent-diffusion core: conditioning in, latents out, and from there to mel and samples.
 
-B batch, C latent channels, T latent steps (40 ms), M mel rows, S samples.
+B batch, C latent channels, T latent steps, M mel rows, S samples; at 16 kHz a step is 4 rows and a row 160 samples.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from .config import DecoderConfig, HiFiGANConfig
-from .diffusion import Draw, SamplerOptions, from_v, guided, linear_schedule, sample
+from .config import HiFiGANConfig, LatentConfig
+from .diffusion import INITIAL, Draw, Masked, Partial, SamplerOptions, from_eps, from_v, guided, make_schedule, sample
+from .errors import ConfigError
+from .nn.controlnet import ControlNet
 from .nn.hifigan import HiFiGAN
-from .nn.unet import ContextCache, UNet
+from .nn.unet import ContextCache, Residuals, UNet
 from .nn.vae import AutoencoderKL
 from .nn.vocos import Vocos
+
+
+@dataclass(frozen=True)
+class Control:
+    """An image to follow, and the network that tells the U-Net about it.
+
+    Args:
+        network: trained for this U-Net, whose weights it leaves alone.
+        hint: ``[B, channels, M, bins]``, of the mel's size; a latent step is as many rows as the autoencoder merges.
+        scales: what each of its outputs is multiplied with, one per skip and the last for the middle; a number is for
+            all.  :func:`guess_scales` gives those of guess mode.
+    """
+
+    network: ControlNet
+    hint: Tensor
+    scales: float | tuple[float, ...] = 1.0
+
+
+def guess_scales(outputs: int) -> tuple[float, ...]:
+    """Return the scales of guess mode, where the deepest of ``outputs`` counts whole and each shallower one less.
+
+    Source: ControlNet's guess mode, whose other half is to leave the control out of the unconditional conditioning.
+    """
+    return tuple(0.825 ** (outputs - 1 - i) for i in range(outputs))
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the autoencoder makes of a mel: normal distributions of latents, on the scale of the denoiser.
+
+    Args:
+        mean: ``[B, C, T, F]``.
+        std: of the same shape.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return the latents that standard normal noise picks (the published code always samples)."""
+        return self.mean + self.std * noise.to(self.mean)
 
 
 @dataclass(frozen=True)
@@ -25,10 +69,14 @@ class Conditioning:
     Args:
         contexts: (sequence ``[B, L, D]``, mask ``[B, L]`` or None) per cross-attention context, in the U-Net's order.
         concat: channels joined to the noisy latent, ``[B, channels, T, F]``, or None.
+        film: one vector per row that stands beside the time embedding, ``[B, D]``, or None.
+        controls: what ControlNets add.  Where the unconditional conditioning has none, they add nothing to that half.
     """
 
     contexts: tuple[tuple[Tensor, Tensor | None], ...] = ()
     concat: Tensor | None = None
+    film: Tensor | None = None
+    controls: tuple[Control, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,11 +105,32 @@ class Known:
 
 
 @dataclass(frozen=True)
+class _PreparedControl:
+    """A control whose constant parts have been computed; ``scales`` are ``[B, outputs]``."""
+
+    network: ControlNet
+    hint: Tensor
+    scales: Tensor
+    contexts: tuple[ContextCache, ...]
+    film: Tensor | None
+
+    def __call__(self, x: Tensor, t: Tensor) -> Residuals:
+        raw = self.network(x, t, self.hint, self.contexts, self.film)
+        *outputs, middle = (
+            scale[:, None, None, None] * output
+            for scale, output in zip(self.scales.to(x).unbind(1), (*raw.skips, raw.middle), strict=True)
+        )
+        return Residuals(tuple(outputs), middle)
+
+
+@dataclass(frozen=True)
 class _Prepared:
     """Conditioning whose constant parts have been computed."""
 
     contexts: tuple[ContextCache, ...]
     concat: Tensor | None
+    film: Tensor | None
+    controls: tuple[_PreparedControl, ...]
 
 
 class LatentDiffusion(nn.Module):
@@ -69,14 +138,14 @@ class LatentDiffusion(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, config: DecoderConfig, *, vae_encoder: bool = False) -> None:
+    def __init__(self, config: LatentConfig, *, vae_encoder: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.schedule = linear_schedule(config.schedule)
+        self.schedule = make_schedule(config.schedule)
         self.unet = UNet(config.unet)
         self.vae = AutoencoderKL(config.vae, encoder=vae_encoder)
         hifigan = isinstance(config.vocoder, HiFiGANConfig)
-        self.vocoder = HiFiGAN(config.vocoder) if hifigan else Vocos(config.vocoder)  # type: ignore[arg-type]
+        self.vocoder = HiFiGAN(config.vocoder, config.mel.bins) if hifigan else Vocos(config.vocoder, config.mel)  # type: ignore[arg-type]
         self.register_buffer("scale", torch.ones(()))
 
     def predict(self, x: Tensor, t: Tensor, conditioning: _Prepared, known: Known | None = None) -> Tensor:
@@ -87,12 +156,33 @@ class LatentDiffusion(nn.Module):
         if conditioning.concat is not None:
             parts.append(conditioning.concat)
         joined = torch.cat(parts, 1) if len(parts) > 1 else x
-        result: Tensor = self.unet(joined.to(self.dtype, memory_format=torch.channels_last), t, conditioning.contexts)
+        joined = joined.to(self.dtype, memory_format=torch.channels_last)
+        residuals = None
+        for control in conditioning.controls:
+            residuals = control(joined, t) if residuals is None else residuals + control(joined, t)
+        result: Tensor = self.unet(joined, t, conditioning.contexts, conditioning.film, residuals)
         return result
 
     def prepare(self, conditioning: Conditioning) -> _Prepared:
         """Compute what stays constant over the steps of a solver."""
-        return _Prepared(self.unet.project_contexts(conditioning.contexts), conditioning.concat)
+        film = None if conditioning.film is None else conditioning.film.to(self.dtype)
+        contexts = tuple((context.to(self.dtype), mask) for context, mask in conditioning.contexts)
+        concat, factor = conditioning.concat, self.config.unet.factor
+        controls = []
+        for control in conditioning.controls:
+            network = control.network
+            count = len(network.zero_convs) + 1
+            scales = (control.scales,) * count if isinstance(control.scales, int | float) else control.scales
+            rows = control.hint.new_tensor(scales, dtype=torch.float32).expand(len(control.hint), count)
+            hint = _longer(control.hint.to(self.dtype), factor * self.config.vae.factor)
+            hint, own = network.project_hint(hint), network.project_contexts(contexts)
+            controls.append(_PreparedControl(network, hint, rows, own, network.project_film(film)))
+        return _Prepared(
+            self.unet.project_contexts(contexts),
+            None if concat is None else _longer(concat, factor),
+            self.unet.project_film(film),
+            tuple(controls),
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,15 +196,21 @@ class LatentDiffusion(nn.Module):
         draw: Draw,
         options: SamplerOptions,
         known: Known | None = None,
+        *,
+        masked: Masked | None = None,
+        start: Partial | None = None,
     ) -> Tensor:
         """Sample the latents of one window per row.
 
         Args:
             conditioning: what to generate.
             unconditional: what guidance steers away from; only read if the guidance is not 1.
-            draw: noise by solver step, see :func:`semanticodec.diffusion.sample`.
+            draw: noise by solver step, see :func:`semanticodec.diffusion.sample`.  Its T may be any number: the U-Net
+                sees windows of a multiple of ``config.unet.factor`` steps, of which the first T are returned.
             options: the caller's dials; the preset's values stand in for those left open.
             known: the beginning of the windows, if it is given.
+            masked: latents that are partly given, for any U-Net.
+            start: latents to change instead of beginning with noise.
 
         Returns:
             ``[B, C, T, F]`` float32, on the scale of the denoiser; the known beginning is returned unchanged.
@@ -122,39 +218,92 @@ class LatentDiffusion(nn.Module):
         guidance = self.config.guidance if options.guidance is None else options.guidance
 
         def network(x: Tensor, t: int, prepared: _Prepared) -> Tensor:
-            start = known
-            if start is not None and len(x) != len(start.present):
-                start = Known(torch.cat([start.latents] * 2), torch.cat([start.present] * 2))
-            return self.predict(x, torch.full((len(x),), t, device=x.device), prepared, start)
+            given = known
+            if given is not None and len(x) != len(given.present):
+                given = Known(torch.cat([given.latents] * 2), torch.cat([given.present] * 2))
+            return self.predict(x, torch.full((len(x),), t, device=x.device), prepared, given)
 
+        first, factor = draw(INITIAL), self.config.unet.factor
+
+        def drawn(step: int) -> Tensor:
+            noise = first if step == INITIAL else draw(step)
+            # Noise begins again where it ends: numbers of the same law, at no cost in random ones.
+            length, missing = noise.shape[2], -noise.shape[2] % factor
+            if not missing:
+                return noise
+            return noise[:, :, torch.arange(length + missing, device=noise.device) % length]
+
+        if masked is not None:
+            masked = replace(masked, latents=_longer(masked.latents, factor), mask=_longer(masked.mask, factor))
+        if start is not None:
+            start = replace(start, latents=_longer(start.latents, factor))
         prepared = self.prepare(conditioning)
         other = prepared if guidance == 1.0 else self.prepare(unconditional)
-        denoise = from_v(guided(network, prepared, other, guidance, _join), self.schedule)
-        latents = sample(denoise, draw, self.schedule, options, steps=self.config.steps)
+        wrap = from_v if self.config.prediction == "v" else from_eps
+        denoise = wrap(guided(network, prepared, other, guidance, _join), self.schedule)
+        latents = sample(
+            denoise,
+            drawn,
+            self.schedule,
+            options,
+            steps=self.config.steps,
+            eta=self.config.eta,
+            masked=masked,
+            start=start,
+        )[:, :, : first.shape[2]]
         return latents if known is None else known.place(latents)
 
+    def encode(self, mel: Tensor) -> Posterior:
+        """Encode log-mel ``[B, M, bins]``, M a multiple of what a latent step holds, to a distribution of latents.
+
+        Raises:
+            ConfigError: built without ``vae_encoder``, or M is no such multiple.
+        """
+        image = mel[:, None].to(self.dtype, memory_format=torch.channels_last)
+        mean, logvar = (part.float() for part in self.vae.encode(image))
+        scale = self.scale.float()
+        return Posterior(mean * scale, (0.5 * logvar).exp() * scale)
+
     def mel(self, latents: Tensor) -> Tensor:
-        """Decode latents ``[B, C, T, F]`` to log-mel ``[B, M, 64]``."""
+        """Decode latents ``[B, C, T, F]`` to log-mel ``[B, M, bins]``."""
         z = (latents.to(self.dtype) / self.scale).contiguous(memory_format=torch.channels_last)
         return self.vae.decode(z)[:, 0]
 
     def wave(self, mel: Tensor) -> Tensor:
-        """Synthesise log-mel ``[B, M, 64]`` to float32 samples ``[B, 160 * M]``."""
+        """Synthesise log-mel ``[B, M, bins]`` to float32 samples ``[B, hop * M]``."""
         samples: Tensor = self.vocoder(mel.mT.contiguous())
-        return samples[:, : mel.shape[1] * 160].float()
+        return samples[:, : mel.shape[1] * self.config.mel.hop].float()
+
+
+def _longer(x: Tensor, factor: int) -> Tensor:
+    """Repeat the last row of ``[B, C, T, F]`` until T is a multiple."""
+    missing = -x.shape[2] % factor
+    return functional.pad(x, (0, 0, 0, missing), mode="replicate") if missing else x
 
 
 def _join(a: _Prepared, b: _Prepared) -> _Prepared:
     """Stack two batches of conditioning."""
-    contexts = tuple(_join_context(x, y) for x, y in zip(a.contexts, b.contexts, strict=True))
-    if a.concat is None or b.concat is None:
-        return _Prepared(contexts, None)
-    return _Prepared(contexts, torch.cat([a.concat, b.concat]))
+    contexts = tuple(x.joined(y) for x, y in zip(a.contexts, b.contexts, strict=True))
+    controls = _join_controls(a.controls, b.controls)
+    return _Prepared(contexts, _cat(a.concat, b.concat), _cat(a.film, b.film), controls)
 
 
-def _join_context(a: ContextCache, b: ContextCache) -> ContextCache:
-    sites = tuple(
-        (torch.cat([ka, kb]), torch.cat([va, vb])) for (ka, va), (kb, vb) in zip(a.sites, b.sites, strict=True)
+def _cat(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else torch.cat([a, b])
+
+
+def _join_controls(a: tuple[_PreparedControl, ...], b: tuple[_PreparedControl, ...]) -> tuple[_PreparedControl, ...]:
+    if not b:
+        b = tuple(replace(control, scales=torch.zeros_like(control.scales)) for control in a)
+    if [control.network for control in a] != [control.network for control in b]:
+        raise ConfigError("the unconditional conditioning has other controls; give it the same, in this order, or none")
+    return tuple(
+        _PreparedControl(
+            x.network,
+            torch.cat([x.hint, y.hint]),
+            torch.cat([x.scales, y.scales]),
+            tuple(own.joined(other) for own, other in zip(x.contexts, y.contexts, strict=True)),
+            _cat(x.film, y.film),
+        )
+        for x, y in zip(a, b, strict=True)
     )
-    bias = None if a.bias is None or b.bias is None else torch.cat([a.bias, b.bias])
-    return ContextCache(sites, bias)

@@ -22,7 +22,7 @@ class CodecModel(nn.Module):
         self.codebooks = Codebooks(config)
         self.mae = AudioMAE(config.encoder.mae) if encoder else None
         self.residual = ResidualEncoder(config) if encoder else None
-        self.latent = LatentDiffusion(config.decoder) if decoder else None
+        self.latent = LatentDiffusion(config.decoder.latent) if decoder else None
         self.conditioner: ContextConditioner | GridConditioner | None = None
         conditioning = config.decoder.conditioning
         if decoder and isinstance(conditioning, ContextConditioning):

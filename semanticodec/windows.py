@@ -59,7 +59,7 @@ class State:
 def draw_windows(config: CodecConfig, seeds: Sequence[int], windows: Sequence[int], device: torch.device) -> Draw:
     """Return the noise of rows that stand for the given windows; one seed and one index per row."""
     decoder = config.decoder
-    shape = (decoder.vae.latent_channels, decoder.columns * STEPS, MEL_BINS // LATENT_ROWS)
+    shape = (decoder.latent.vae.latent_channels, decoder.columns * STEPS, MEL_BINS // LATENT_ROWS)
     pairs = list(zip(seeds, windows, strict=True))
 
     def draw(step: int) -> Tensor:
@@ -208,7 +208,7 @@ def begin(model: CodecModel, batch: int) -> Past:
     steps, cells, device = config.decoder.overlap * STEPS, MEL_BINS // LATENT_ROWS, latent.scale.device
     return Past(
         torch.zeros(batch, config.decoder.conditioning.channels, steps, cells, device=device, dtype=latent.dtype),
-        torch.zeros(batch, config.decoder.vae.latent_channels, steps, cells, device=device),
+        torch.zeros(batch, config.decoder.latent.vae.latent_channels, steps, cells, device=device),
         torch.zeros(batch, dtype=torch.bool, device=device),
         torch.full((batch, vocoder.history + vocoder.lookahead, MEL_BINS), SILENCE, device=device),
         torch.zeros(batch, vocoder.memory, device=device),

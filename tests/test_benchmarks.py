@@ -11,7 +11,7 @@ from benchmarks import measure, speed
 from benchmarks.measure import Sgemm, Timing, gflop, machine, randomise, timed
 from benchmarks.speed import OFFICIAL, PUBLISHED_CPU, STEPS, RealTime, Row, Window, compose, report
 from semanticodec.audio import save
-from semanticodec.config import CodecConfig, HiFiGANConfig, UNetConfig, VAEConfig, preset
+from semanticodec.config import CodecConfig, HiFiGANConfig, LatentConfig, UNetConfig, VAEConfig, preset
 
 MINI = RealTime("a.flac", 10.0, 0.1, 0.25)
 
@@ -22,14 +22,8 @@ def tiny() -> CodecConfig:
     unet = UNetConfig(
         base=16, mults=(1, 2), res_blocks=1, attention_levels=(1,), head_dim=8, contexts=(None, 20), groups=4
     )
-    decoder = dataclasses.replace(
-        official.decoder,
-        columns=2,
-        overlap=1,
-        unet=unet,
-        vae=VAEConfig(base=8, res_blocks=1, groups=4),
-        vocoder=HiFiGANConfig(base=32),
-    )
+    latent = LatentConfig(unet=unet, vae=VAEConfig(base=8, res_blocks=1, groups=4), vocoder=HiFiGANConfig(base=32))
+    decoder = dataclasses.replace(official.decoder, columns=2, overlap=1, latent=latent)
     return dataclasses.replace(official, decoder=decoder)
 
 

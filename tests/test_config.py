@@ -18,6 +18,8 @@ from semanticodec.config import (
     DecoderConfig,
     EncoderConfig,
     HiFiGANConfig,
+    LatentConfig,
+    ScheduleConfig,
     UNetConfig,
     VocosConfig,
     config_from_json,
@@ -75,7 +77,7 @@ def test_presets_hold_together(config: CodecConfig):
     assert 300 <= config.bitrate <= 1400
     assert config.block == config.coded_columns * COLUMN
     assert config.block % config.group_samples == 0
-    assert config.decoder.unet.out_channels == config.decoder.vae.latent_channels
+    assert config.decoder.latent.unet.out_channels == config.decoder.latent.vae.latent_channels
 
 
 @pytest.mark.parametrize("rate", BITRATES)
@@ -90,7 +92,7 @@ def test_official_presets_match_the_published_tables(rate: int):
         assert config.frames(config.block) == tokens
         assert config.feature_dim == config.encoder.acoustic_dim == width
         assert config.encoder.lstm_layers == {100: 4, 50: 3, 25: 2}[rate]
-        assert config.decoder.unet.contexts == (None, context)
+        assert config.decoder.latent.unet.contexts == (None, context)
         # windows of the decoder share 0.64 s
         assert config.decoder.overlap * COLUMN == 10_240
 
@@ -139,13 +141,20 @@ GENERATED = st.builds(
         DecoderConfig,
         overlap=st.sampled_from([0, 2, 4]),
         join=st.sampled_from(["crossfade", "prefix"]),
-        unet=st.builds(
-            UNetConfig,
-            mults=st.lists(SMALL, min_size=1, max_size=5).map(tuple),
-            contexts=st.lists(st.none() | SMALL, max_size=3).map(tuple),
+        latent=st.builds(
+            LatentConfig,
+            unet=st.builds(
+                UNetConfig,
+                mults=st.lists(SMALL, min_size=1, max_size=5).map(tuple),
+                contexts=st.lists(st.none() | SMALL, max_size=3).map(tuple),
+                film_dim=st.none() | SMALL,
+                film_mode=st.sampled_from(["concat", "add"]),
+            ),
+            vocoder=st.builds(HiFiGANConfig, base=SMALL) | st.builds(VocosConfig, dim=SMALL),
+            schedule=st.builds(ScheduleConfig, kind=st.sampled_from(["linear", "cosine"])),
+            prediction=st.sampled_from(["v", "eps"]),
+            guidance=st.floats(allow_nan=False, allow_infinity=False),
         ),
-        vocoder=st.builds(HiFiGANConfig, base=SMALL) | st.builds(VocosConfig, dim=SMALL),
-        guidance=st.floats(allow_nan=False, allow_infinity=False),
     ),
 )
 
@@ -205,16 +214,16 @@ def test_any_value_replaced_gives_a_sound_configuration_or_an_error(
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("decoder", "vocoder", "kind"), "wavenet", "kind"),
+        (("decoder", "latent", "vocoder", "kind"), "wavenet", "kind"),
         (("decoder", "join"), "splice", "splice"),
         (("encoder", "context"), "4", "int"),
         (("encoder", "bidirectional"), 1, "bool"),
         (("encoder", "context"), True, "int"),
-        (("decoder", "unet", "mults"), 4, "list"),
-        (("decoder", "unet", "mults"), [1, "2"], "int"),
-        (("decoder", "unet", "base"), None, "int"),
+        (("decoder", "latent", "unet", "mults"), 4, "list"),
+        (("decoder", "latent", "unet", "mults"), [1, "2"], "int"),
+        (("decoder", "latent", "unet", "base"), None, "int"),
         (("token_rate",), [100], "100"),
-        (("decoder", "guidance"), "NaN", "float"),
+        (("decoder", "latent", "guidance"), "NaN", "float"),
         (("colour",), "red", "colour"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import semanticodec
 
 FLOORS = (
-    ("errors", "config", "wire", "tokens"),
+    ("errors", "values", "config", "wire", "tokens"),
     ("audio", "bandlimit", "nn", "diffusion"),
     ("latent", "checkpoints", "keymap"),
     ("model", "windows"),

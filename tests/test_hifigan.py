@@ -27,7 +27,7 @@ def vocoder() -> HiFiGAN:
 
 
 def official() -> HiFiGAN:
-    config = preset("semanticodec-100-4096").decoder.vocoder
+    config = preset("semanticodec-100-4096").decoder.latent.vocoder
     assert isinstance(config, HiFiGANConfig)
     with torch.device("meta"):
         return HiFiGAN(config)

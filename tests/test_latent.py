@@ -11,8 +11,11 @@ import torch
 from tiny import codec, config, fill, noise
 from torch import Tensor
 
-from semanticodec.diffusion import INITIAL, SamplerOptions
-from semanticodec.latent import Conditioning, Known, LatentDiffusion
+from semanticodec.config import ControlNetConfig, LatentConfig, MelConfig, ScheduleConfig, UNetConfig, VAEConfig
+from semanticodec.diffusion import INITIAL, Masked, Partial, SamplerOptions
+from semanticodec.errors import ConfigError
+from semanticodec.latent import Conditioning, Control, Known, LatentDiffusion, guess_scales
+from semanticodec.nn.controlnet import ControlNet
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -176,7 +179,7 @@ def test_constant_contexts_are_projected_once() -> None:
 
 def test_scale_is_taken_off_before_the_autoencoder() -> None:
     small = config("mini")
-    latent = LatentDiffusion(small.decoder)
+    latent = LatentDiffusion(small.decoder.latent)
     fill(latent)
     latents = noise(1, 8, 12, 16)
     plain = latent.mel(latents)
@@ -194,7 +197,7 @@ def test_wave_is_160_samples_per_row(flavour: str) -> None:
 
 def test_the_encoder_of_the_autoencoder_is_for_training() -> None:
     assert core("mini").vae.encoder is None
-    assert LatentDiffusion(config("mini").decoder, vae_encoder=True).vae.encoder is not None
+    assert LatentDiffusion(config("mini").decoder.latent, vae_encoder=True).vae.encoder is not None
 
 
 @pytest.mark.parametrize("flavour", ["official", "mini"])
@@ -213,3 +216,165 @@ def test_bfloat16(flavour: str) -> None:
     wave = latent.wave(mel)
     assert wave.dtype == torch.float32
     assert torch.isfinite(wave).all()
+
+
+# --- systems other than the codec's
+
+
+UNET = UNetConfig(
+    in_channels=6, out_channels=4, base=16, mults=(1, 2, 2), res_blocks=1, attention_levels=(1,), head_dim=8, groups=4
+)
+SYSTEM = LatentConfig(
+    unet=replace(UNET, contexts=(None, 5, 6), film_dim=3),
+    vae=VAEConfig(base=8, mults=(1, 2, 2, 2), res_blocks=1, latent_channels=4, groups=4),
+    vocoder=replace(config("official").decoder.latent.vocoder, rates=(6, 80), kernels=(12, 160)),
+    mel=MelConfig(48_000, 2048, 480, 64, 20.0, 24_000.0),
+    prediction="eps",
+    steps=3,
+)
+
+
+@pytest.fixture(scope="module")
+def system() -> LatentDiffusion:
+    latent = LatentDiffusion(SYSTEM, vae_encoder=True)
+    fill(latent)
+    latent.scale.fill_(0.5)
+    return latent
+
+
+def everything(batch: int, length: int, tokens: int = 3, seed: int = 5) -> Conditioning:
+    mask = (torch.arange(tokens) < tokens - 1).float().expand(batch, -1)
+    return Conditioning(
+        contexts=((noise(batch, tokens, 5, seed=seed), mask), (noise(batch, 4, 6, seed=seed + 1), None)),
+        concat=noise(batch, 2, length, 8, seed=seed + 2),
+        film=noise(batch, 3, seed=seed + 3),
+    )
+
+
+def run(system: LatentDiffusion, asked: Conditioning, absent: Conditioning, length: int = 8, batch: int = 1, **given):
+    options = given.pop("options", SamplerOptions(guidance=2.0))
+    rows = given.pop("rows", slice(None))
+    return system.generate(
+        asked, absent, lambda step: noise(batch, 4, length, 8, seed=step + 20)[rows], options, None, **given
+    )
+
+
+def test_every_kind_of_conditioning_counts_and_rows_are_independent(system: LatentDiffusion) -> None:
+    """Guided, so that contexts of different lengths share a batch."""
+    asked, absent = everything(2, 8), everything(2, 8, tokens=5, seed=30)
+    whole = run(system, asked, absent, batch=2)
+    other = everything(2, 8, seed=50)
+    for name in ("contexts", "concat", "film"):
+        changed = run(system, replace(asked, **{name: getattr(other, name)}), absent, batch=2)
+        assert (changed - whole).abs().max() > 1e-3, name
+    one = [
+        Conditioning(
+            tuple((c[1:], None if m is None else m[1:]) for c, m in given.contexts), given.concat[1:], given.film[1:]
+        )
+        for given in (asked, absent)
+    ]
+    alone = run(system, one[0], one[1], batch=2, rows=slice(1, 2))
+    torch.testing.assert_close(alone, whole[1:], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 9])
+def test_any_length_is_generated_in_whole_windows(system: LatentDiffusion, length: int) -> None:
+    seen: list[int] = []
+    handle = system.unet.register_forward_hook(lambda _m, args, _out: seen.append(args[0].shape[2]))
+    mask = torch.ones(1, 1, length, 8)
+    latents = run(
+        system,
+        everything(1, length),
+        everything(1, length),
+        length,
+        masked=Masked(noise(1, 4, length, 8, seed=7), mask),
+        start=Partial(noise(1, 4, length, 8, seed=7), 1.0),
+    )
+    handle.remove()
+    assert set(seen) == {-(-length // 4) * 4}
+    assert torch.equal(latents, noise(1, 4, length, 8, seed=7))
+
+
+def test_what_the_network_predicts_and_the_schedule_are_the_configurations(system: LatentDiffusion) -> None:
+    config = system.config
+    other = LatentDiffusion(replace(config, prediction="v", schedule=ScheduleConfig("cosine")), vae_encoder=True)
+    other.load_state_dict(system.state_dict())
+    given = everything(1, 8), everything(1, 8)
+    assert other.schedule.alpha_bar[-1] == 0
+    assert (run(system, *given) - run(other, *given)).abs().max() > 0.1
+    impossible = LatentDiffusion(replace(config, schedule=ScheduleConfig("cosine")))
+    with pytest.raises(ConfigError, match="alpha_bar is 0"):
+        run(impossible, *given)
+
+
+def test_the_preset_says_how_much_noise_is_fresh(system: LatentDiffusion) -> None:
+    noisy = LatentDiffusion(replace(system.config, eta=0.7), vae_encoder=True)
+    noisy.load_state_dict(system.state_dict())
+    given = everything(1, 8), everything(1, 8)
+    own = run(noisy, *given)
+    assert torch.equal(own, run(system, *given, options=SamplerOptions(guidance=2.0, eta=0.7)))
+    assert not torch.equal(own, run(system, *given))
+
+
+def test_encoding_gives_latents_on_the_denoisers_scale(system: LatentDiffusion) -> None:
+    mel = noise(2, 32, 64)
+    posterior = system.encode(mel)
+    mean, logvar = system.vae.encode(mel[:, None])
+    torch.testing.assert_close(posterior.mean, 0.5 * mean)
+    torch.testing.assert_close(posterior.std, 0.5 * (logvar / 2).exp())
+    assert posterior.mean.shape == (2, 4, 4, 8)
+    picked = posterior.sample(noise(2, 4, 4, 8, seed=1))
+    torch.testing.assert_close(picked, posterior.mean + posterior.std * noise(2, 4, 4, 8, seed=1))
+    torch.testing.assert_close(system.mel(posterior.mean), system.vae.decode(mean)[:, 0])
+    assert system.wave(system.mel(posterior.mean)).shape == (2, 32 * 480)
+
+
+# --- controls
+
+
+@pytest.fixture(scope="module")
+def control(system: LatentDiffusion) -> Control:
+    network = ControlNet(ControlNetConfig(system.config.unet, hint_factor=8, hint_widths=(4, 4, 8, 8)))
+    fill(network, seed=9)
+    return Control(network, noise(1, 1, 64, 64, seed=11))
+
+
+def test_controls_are_told_and_leave_the_base_alone(system: LatentDiffusion, control: Control) -> None:
+    asked, absent = everything(1, 8), everything(1, 8, tokens=5, seed=30)
+    before = {name: tensor.clone() for name, tensor in system.state_dict().items()}
+    plain = run(system, asked, absent)
+    with_it = replace(asked, controls=(control,))
+    both = run(system, with_it, replace(absent, controls=(control,)))
+    assert (both - plain).abs().max() > 1e-3
+    assert (run(system, with_it, absent) - both).abs().max() > 1e-3
+    off = replace(asked, controls=(replace(control, scales=0.0),))
+    torch.testing.assert_close(run(system, off, absent), plain, rtol=1e-4, atol=1e-5)
+    other = replace(control, hint=noise(1, 1, 64, 64, seed=12))
+    assert (run(system, replace(asked, controls=(other,)), absent) - run(system, with_it, absent)).abs().max() > 1e-3
+    assert all(torch.equal(tensor, before[name]) for name, tensor in system.state_dict().items())
+
+
+def test_several_controls_add_up(system: LatentDiffusion, control: Control) -> None:
+    asked, absent = everything(1, 8), everything(1, 8, seed=30)
+    half = replace(control, scales=0.5)
+    twice = run(system, replace(asked, controls=(half, half)), absent)
+    torch.testing.assert_close(twice, run(system, replace(asked, controls=(control,)), absent), rtol=1e-3, atol=1e-4)
+
+
+def test_every_output_has_its_scale(system: LatentDiffusion, control: Control) -> None:
+    outputs = len(control.network.zero_convs) + 1
+    assert guess_scales(outputs)[-1] == 1
+    assert guess_scales(13)[0] == pytest.approx(0.825**12)
+    asked, absent = everything(1, 8), everything(1, 8, seed=30)
+    results = []
+    for i in range(outputs):
+        scales = tuple(float(j == i) for j in range(outputs))
+        results.append(run(system, replace(asked, controls=(replace(control, scales=scales),)), absent))
+    plain = run(system, asked, absent)
+    assert all((result - plain).abs().max() > 1e-4 for result in results)
+
+
+def test_other_controls_in_the_unconditional_are_refused(system: LatentDiffusion, control: Control) -> None:
+    asked, absent = everything(1, 8), everything(1, 8)
+    with pytest.raises(ConfigError, match="the same, in this order, or none"):
+        run(system, asked, replace(absent, controls=(control,)))

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -51,12 +52,12 @@ def test_official_sizes() -> None:
     counts = {100: 75_040_584, 50: 85_854_024, 25: 107_480_904}
     for rate, count in counts.items():
         with torch.device("meta"):
-            unet = UNet(preset(f"semanticodec-{rate}-4096").decoder.unet)
+            unet = UNet(preset(f"semanticodec-{rate}-4096").decoder.latent.unet)
         assert sum(p.numel() for p in unet.parameters()) == count
 
 
 def test_mini_runs_and_starts_from_zero() -> None:
-    config = preset("mini-100").decoder.unet
+    config = preset("mini-100").decoder.latent.unet
     unet = UNet(config)
     out = unet(noise(2, config.in_channels, 12, 16), T)
     assert out.shape == (2, 8, 12, 16)
@@ -65,7 +66,7 @@ def test_mini_runs_and_starts_from_zero() -> None:
 
 def test_mini_stages() -> None:
     with torch.device("meta"):
-        unet = UNet(preset("mini-100").decoder.unet)
+        unet = UNet(preset("mini-100").decoder.latent.unet)
     names = [[type(layer).__name__ for layer in stage] for stage in unet.input_blocks]
     res, attention = ["ResBlock"], ["ResBlock", "SpatialTransformer"]
     assert names == [["Conv2d"], res, ["Downsample"], attention, ["Downsample"], attention]
@@ -184,6 +185,76 @@ def test_unfit_inputs_are_refused(cross: UNet) -> None:
         cross(noise(2, 5, 7, 4), T, cross.project_contexts(given))
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(("mode", "width"), [("concat", 128), ("add", 64)])
+def test_film_stands_beside_the_time_embedding_or_is_added_to_it(mode: Literal["concat", "add"], width: int) -> None:
+    unet = randomized(replace(TINY, film_dim=7, film_mode=mode))
+    assert unet.input_blocks[1][0].emb_layers[1].in_features == width
+    x, film = noise(2, 5, 8, 4), noise(2, 7, seed=1)
+    projected = unet.project_film(film)
+    emb = unet.embed(T, projected, x.dtype)
+    time, told = unet.time_embed(time_embedding(T, 16)), unet.film_emb(film)
+    torch.testing.assert_close(emb, torch.cat([time, told], 1) if mode == "concat" else time + told)
+    out = unet(x, T, film=projected)
+    assert (out - unet(x, T, film=unet.project_film(-film))).abs().max() > 1e-2
+    torch.testing.assert_close(unet(x[:1], T[:1], film=projected[:1]), out[:1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="was not given"):
+        unet(x, T)
+    with pytest.raises(ConfigError, match="width 6 was given; this U-Net needs 7"):
+        unet.project_film(film[:, :6])
+    with pytest.raises(ConfigError, match="width 7 was given; this U-Net needs None"):
+        randomized(TINY).project_film(film)
+
+
+@torch.inference_mode()
+def test_deeper_transformers_read_the_context_in_every_block(cross: UNet) -> None:
+    deep = randomized(replace(CROSS, depth=2))
+    projected = deep.project_contexts(contexts(2))
+    assert [len(c.sites) for c in projected] == [2 * len(c.sites) for c in cross.project_contexts(contexts(2))]
+    x = noise(2, 5, 8, 4)
+    plain = deep(x, T, projected)
+    for site in range(len(projected[1].sites)):
+        sites = list(projected[1].sites)
+        sites[site] = tuple(torch.flip(part, (0,)) for part in sites[site])
+        changed = deep(x, T, (projected[0], replace(projected[1], sites=tuple(sites))))
+        assert (changed - plain).abs().max() > 1e-4, site
+
+
+@torch.inference_mode()
+def test_the_same_number_of_heads_everywhere_or_the_same_width() -> None:
+    config = replace(TINY, mults=(1, 2, 4), attention_levels=(1, 2))
+
+    def head_dims(config: UNetConfig) -> list[int]:
+        return [m.head_dim for m in UNet(config).modules() if isinstance(m, Attention)][::2]
+
+    assert set(head_dims(config)) == {8}
+    assert sorted(set(head_dims(replace(config, heads=4)))) == [8, 16]
+    a, b = randomized(config), randomized(replace(config, heads=8))
+    b.load_state_dict(a.state_dict())
+    assert (a(noise(2, 5, 8, 4), T) - b(noise(2, 5, 8, 4), T)).abs().max() > 1e-4
+
+
+@torch.inference_mode()
+def test_contexts_of_different_lengths_share_a_batch(cross: UNet) -> None:
+    """Rows of a guided pair give what they give alone, whichever is longer, and where nothing may be looked at too."""
+    x, (first, (second, _)) = noise(2, 5, 8, 4), contexts(2)
+    long, short = contexts(1)[1][0], noise(1, 2, 10, seed=8)
+    hidden = (short, torch.zeros(1, 2))
+    for a, b in (
+        ((long, None), (short, None)),
+        ((short, torch.tensor([[1, 0]])), (long, None)),
+        ((long, None), hidden),
+    ):
+        caches = [cross.project_contexts([(first[0][i : i + 1], None), part]) for i, part in enumerate((a, b))]
+        both = tuple(one.joined(other) for one, other in zip(*caches, strict=True))
+        assert both[0].bias is None
+        got = cross(x, T, both)
+        for row, cache in enumerate(caches):
+            one = slice(row, row + 1)
+            torch.testing.assert_close(got[one], cross(x[one], T[one], cache), rtol=1e-4, atol=1e-5)
+    assert second.shape[1] == 9
+
+
 def watched(unet: UNet) -> dict[str, nn.Module]:
     """Return the stages whose outputs are recorded."""
     stages = {f"t500.in{i:02}": stage for i, stage in enumerate(unet.input_blocks)}
@@ -198,7 +269,7 @@ def watched(unet: UNet) -> dict[str, nn.Module]:
 @torch.inference_mode()
 def test_parity(goldens: Path, request: pytest.FixtureRequest, rate: int) -> None:
     golden, name = Goldens(goldens), f"unet_{rate}"
-    config = preset(f"semanticodec-{rate}-4096").decoder.unet
+    config = preset(f"semanticodec-{rate}-4096").decoder.latent.unet
     with torch.device("meta"):
         unet = UNet(config)
     assert shapes(unet) == golden.shapes(name, "model.diffusion_model.")

@@ -26,14 +26,14 @@ def vae() -> AutoencoderKL:
 
 def test_official_sizes() -> None:
     with torch.device("meta"):
-        vae = AutoencoderKL(preset("semanticodec-100-4096").decoder.vae)
+        vae = AutoencoderKL(preset("semanticodec-100-4096").decoder.latent.vae)
     decoder = sum(p.numel() for part in (vae.decoder, vae.post_quant_conv) for p in part.parameters())
     assert decoder == 32_981_577
     assert sum(p.numel() for p in vae.parameters()) == 22_395_296 + decoder
 
 
 def test_mini_shapes() -> None:
-    vae = AutoencoderKL(preset("mini-100").decoder.vae)
+    vae = AutoencoderKL(preset("mini-100").decoder.latent.vae)
     mean, logvar = vae.encode(noise(2, 1, 16, 64))
     assert mean.shape == logvar.shape == (2, 8, 4, 16)
     assert vae.decode(mean).shape == (2, 1, 16, 64)
@@ -136,7 +136,7 @@ def watched(vae: AutoencoderKL) -> dict[str, nn.Module]:
 def test_parity(goldens: Path, request: pytest.FixtureRequest) -> None:
     golden = Goldens(goldens)
     with torch.device("meta"):
-        vae = AutoencoderKL(preset("semanticodec-100-4096").decoder.vae)
+        vae = AutoencoderKL(preset("semanticodec-100-4096").decoder.latent.vae)
     assert shapes(vae) == golden.shapes("vae", "first_stage_model.")
     golden.fill(vae.to_empty(device="cpu"), "vae", "first_stage_model.")
 

@@ -33,7 +33,7 @@ def given_magnitudes(module: Vocos, wave: Tensor) -> Tensor:
 
 
 def test_official_numbers_of_mini() -> None:
-    vocos = preset("mini-100").decoder.vocoder
+    vocos = preset("mini-100").decoder.latent.vocoder
     assert isinstance(vocos, VocosConfig)
     with torch.device("meta"):
         module = Vocos(vocos)

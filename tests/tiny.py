@@ -30,18 +30,18 @@ def config(flavour: str, rate: TokenRate = 100) -> CodecConfig:
         base.encoder, mae=mae, semantic_size=50, acoustic_size=70, acoustic_dim=dim, lstm_layers=1, lstm_dim=12
     )
     context = 2 * dim + 192
-    unet = replace(base.decoder.unet, base=8, mults=(1, 2), res_blocks=1, attention_levels=(1,), head_dim=8, groups=4)
-    decoder = replace(
-        base.decoder,
-        columns=8 if official else 3,
-        overlap=2 if official else 1,
+    own = base.decoder.latent
+    unet = replace(own.unet, base=8, mults=(1, 2), res_blocks=1, attention_levels=(1,), head_dim=8, groups=4)
+    latent = replace(
+        own,
         unet=replace(unet, contexts=(None, context)) if official else unet,
-        vae=replace(base.decoder.vae, base=4, mults=(1, 2, 2), res_blocks=1, groups=2),
+        vae=replace(own.vae, base=4, mults=(1, 2, 2), res_blocks=1, groups=2),
         vocoder=HiFiGANConfig(base=8, rates=(5, 32), kernels=(16, 32), stack_kernels=(3,), dilations=(1,))
         if official
         else VocosConfig(dim=16, hidden=24, layers=2, right=(1, 1, 0)),
         steps=2,
     )
+    decoder = replace(base.decoder, columns=8 if official else 3, overlap=2 if official else 1, latent=latent)
     return replace(base, encoder=encoder, decoder=decoder)
 
 

@@ -23,15 +23,55 @@ class ContextCache:
     """What every attention site needs of one context; constant over the steps of a solver.
 
     Attributes:
-        sites: the (keys, values) of each attention site in the order of execution, both ``[B, heads, L, head_dim]``.
+        sites: the (keys, values) of each reader in the order of execution, both ``[B, heads, L, head_dim]``.
         bias: added to the scores, ``[B, 1, 1, L]``, 0 where the context may be looked at; None without a mask.
     """
 
     sites: tuple[tuple[Tensor, Tensor], ...]
     bias: Tensor | None = None
 
+    def joined(self, other: ContextCache) -> ContextCache:
+        """Stack two batches; the shorter context is padded, and the padding is hidden."""
+        lengths = [cache.sites[0][0].shape[2] for cache in (self, other)]
+        length = max(lengths)
+        padded = [cache.padded(length) for cache in (self, other)]
+        sites = tuple(
+            (torch.cat([ka, kb]), torch.cat([va, vb]))
+            for (ka, va), (kb, vb) in zip(padded[0].sites, padded[1].sites, strict=True)
+        )
+        if padded[0].bias is None and padded[1].bias is None:
+            return ContextCache(sites)
+        rows = [
+            keys.new_zeros(len(keys), 1, 1, length) if bias is None else bias
+            for cache in padded
+            for (keys, _), bias in [(cache.sites[0], cache.bias)]
+        ]
+        return ContextCache(sites, torch.cat(rows))
 
-def _zeroed(layer: nn.Module) -> nn.Module:
+    def padded(self, length: int) -> ContextCache:
+        """Return the same context at ``length`` positions, the new ones hidden even from rows that may see nothing."""
+        keys = self.sites[0][0]
+        missing = length - keys.shape[2]
+        if not missing:
+            return self
+        sites = tuple((F.pad(k, (0, 0, 0, missing)), F.pad(v, (0, 0, 0, missing))) for k, v in self.sites)
+        bias = keys.new_zeros(len(keys), 1, 1, keys.shape[2]) if self.bias is None else self.bias
+        return ContextCache(sites, F.pad(bias, (0, missing), value=torch.finfo(bias.dtype).min))
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What ControlNets add to a U-Net: one tensor per input block (to its skip), and one to the middle's output."""
+
+    skips: tuple[Tensor, ...]
+    middle: Tensor
+
+    def __add__(self, other: Residuals) -> Residuals:
+        skips = tuple(a + b for a, b in zip(self.skips, other.skips, strict=True))
+        return Residuals(skips, self.middle + other.middle)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
     """Let a residual branch start as nothing, so that depth does not hurt the first training steps."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -69,7 +109,7 @@ class ResBlock(nn.Module):
             nn.GroupNorm(groups, out_channels),
             nn.SiLU(inplace=True),
             nn.Identity(),  # the published dropout of 0, which counts in the key names
-            _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         same = in_channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
@@ -178,36 +218,37 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """A transformer over the cells of an image, time-major.
 
-    ``source`` says which (context, attention site) its second attention reads from a sequence of
+    ``source`` says which (context, site of the first block) its second attentions read from a sequence of
     :class:`ContextCache`; None attends to itself.
     """
 
     def __init__(
-        self, channels: int, head_dim: int, groups: int, context_dim: int | None, source: tuple[int, int] | None
+        self, channels: int, head_dim: int, config: UNetConfig, context_dim: int | None, source: tuple[int, int] | None
     ) -> None:
         super().__init__()
         self.source = source
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(config.groups, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, head_dim, context_dim)])
-        self.proj_out = _zeroed(nn.Conv2d(channels, channels, 1))
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, head_dim, context_dim) for _ in range(config.depth)
+        )
+        self.proj_out = zeroed(nn.Conv2d(channels, channels, 1))
 
     @property
-    def cross_attention(self) -> Attention:
-        """The attention that reads the context."""
-        attention: Attention = self.transformer_blocks[0].attn2  # type: ignore[assignment]
-        return attention
+    def readers(self) -> list[Attention]:
+        """The attentions that read the context, one per block."""
+        return [block.attn2 for block in self.transformer_blocks]  # type: ignore[misc]
 
     def forward(self, x: Tensor, contexts: Sequence[ContextCache]) -> Tensor:
-        keys_values, bias = None, None
-        if self.source is not None:
-            context, site = self.source
-            keys_values, bias = contexts[context].sites[site], contexts[context].bias
         h: Tensor = self.proj_in(self.norm(x))
         shape = h.shape
         h = h.flatten(2).transpose(1, 2)
-        for block in self.transformer_blocks:
-            h = block(h, keys_values, bias)
+        for i, block in enumerate(self.transformer_blocks):
+            if self.source is None:
+                h = block(h, None, None)
+            else:
+                context, site = self.source
+                h = block(h, contexts[context].sites[site + i], contexts[context].bias)
         h = self.proj_out(h.transpose(1, 2).view(shape))
         return x + h
 
@@ -226,76 +267,58 @@ class Stage(nn.ModuleList):
         return x
 
 
-class _Builder:
-    """Makes the parts of one U-Net and numbers its attention sites in the order of execution."""
+class Builder:
+    """Makes the parts of one network and numbers the readers of its contexts in the order of execution."""
 
     def __init__(self, config: UNetConfig) -> None:
         self.config = config
         self.sites = 0
+        both = config.film_dim is not None and config.film_mode == "concat"
+        self.embed_dim = (8 if both else 4) * config.base
 
     def res(self, in_channels: int, out_channels: int) -> ResBlock:
-        return ResBlock(in_channels, out_channels, 4 * self.config.base, self.config.groups)
+        return ResBlock(in_channels, out_channels, self.embed_dim, self.config.groups)
 
-    def attention(self, channels: int) -> list[SpatialTransformer]:
+    def attention(self, level: int) -> list[SpatialTransformer]:
         """One transformer per entry of ``contexts``; entries with a width take the given contexts in turn."""
+        config = self.config
+        if level not in config.attention_levels:
+            return []
+        channels = config.base * config.mults[level]
+        head_dim = config.head_dim if config.heads is None else channels // config.heads
         units: list[SpatialTransformer] = []
         index = 0
-        for width in self.config.contexts:
+        for width in config.contexts:
             source = None if width is None else (index, self.sites)
             index += width is not None
-            units.append(SpatialTransformer(channels, self.config.head_dim, self.config.groups, width, source))
-        self.sites += 1
+            units.append(SpatialTransformer(channels, head_dim, config, width, source))
+        self.sites += config.depth
         return units
 
 
-class UNet(nn.Module):
-    """Predict what the denoiser is trained on (noise, or velocity) from a noisy latent and its timestep.
+class Contraction(nn.Module):
+    """What a U-Net and its ControlNets have in common: the embeddings, the way down, and the middle; abstract."""
 
-    Source: SemantiCodec's U-Net (spec section 4.4), one instance of the AudioLDM 2 family.
-    """
-
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, config: UNetConfig, build: Builder) -> None:
         super().__init__()
         self.config = config
-        build = _Builder(config)
-        base = config.base
-        self.time_embed = nn.Sequential(nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, 4 * base))
-
-        last = len(config.mults) - 1
+        base, wide = config.base, 4 * config.base
+        self.time_embed = nn.Sequential(nn.Linear(base, wide), nn.SiLU(), nn.Linear(wide, wide))
+        self.film_emb = None if config.film_dim is None else nn.Linear(config.film_dim, wide)
         channels = base
-        skips = [base]
+        self.widths = [base]
         self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(config.in_channels, base, 3, padding=1)])])
         for level, mult in enumerate(config.mults):
             for _ in range(config.res_blocks):
-                layers: list[nn.Module] = [build.res(channels, base * mult)]
+                self.input_blocks.append(Stage([build.res(channels, base * mult), *build.attention(level)]))
                 channels = base * mult
-                if level in config.attention_levels:
-                    layers += build.attention(channels)
-                self.input_blocks.append(Stage(layers))
-                skips.append(channels)
-            if level != last:
+                self.widths.append(channels)
+            if level < len(config.mults) - 1:
                 self.input_blocks.append(Stage([Downsample(channels)]))
-                skips.append(channels)
-
+                self.widths.append(channels)
+        last = len(config.mults) - 1
         self.middle_block = Stage(
-            [build.res(channels, channels), *build.attention(channels), build.res(channels, channels)]
-        )
-
-        self.output_blocks = nn.ModuleList()
-        for level in range(last, -1, -1):
-            for i in range(config.res_blocks + 1):
-                layers = [build.res(channels + skips.pop(), base * config.mults[level])]
-                channels = base * config.mults[level]
-                if level in config.attention_levels:
-                    layers += build.attention(channels)
-                if level and i == config.res_blocks:
-                    layers.append(Upsample(channels))
-                self.output_blocks.append(Stage(layers))
-
-        self.out = nn.Sequential(
-            nn.GroupNorm(config.groups, channels),
-            nn.SiLU(inplace=True),
-            _zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1)),
+            [build.res(channels, channels), *build.attention(last), build.res(channels, channels)]
         )
 
     def project_contexts(self, contexts: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[ContextCache, ...]:
@@ -318,40 +341,113 @@ class UNet(nn.Module):
         readers: list[list[Attention]] = [[] for _ in contexts]
         for module in self.modules():
             if isinstance(module, SpatialTransformer) and module.source is not None:
-                readers[module.source[0]].append(module.cross_attention)
+                readers[module.source[0]] += module.readers
         caches = []
         for row, (context, mask) in zip(readers, contexts, strict=True):
             sites = tuple(reader.keys_values(context) for reader in row)
             caches.append(ContextCache(sites, _bias(mask, sites[0][0].dtype)))
         return tuple(caches)
 
-    def forward(self, x: Tensor, t: Tensor, contexts: Sequence[ContextCache] = ()) -> Tensor:
-        """Run the network once.
+    def project_film(self, film: Tensor | None) -> Tensor | None:
+        """Compute what stands beside the time embedding once, for any number of calls of :meth:`forward`.
 
         Args:
-            x: noisy latents (with any extra channels already joined) ``[B, in_channels, T, F]``; T and F are multiples
-                of ``2 ** (len(mults) - 1)``.
-            t: timesteps ``[B]``.
-            contexts: what :meth:`project_contexts` made, for the same batch.
-
-        Returns:
-            ``[B, out_channels, T, F]``.
+            film: ``[B, film_dim]``; None for a network that takes none.
 
         Raises:
-            ConfigError: T or F is not such a multiple, or contexts are missing.
+            ConfigError: there is a vector and none is wanted, or the reverse, or its width is another.
         """
-        factor = 2 ** (len(self.config.mults) - 1)
+        seen = None if film is None else film.shape[-1]
+        if seen != self.config.film_dim:
+            raise ConfigError(f"a film vector of width {seen} was given; this U-Net needs {self.config.film_dim}")
+        if film is None or self.film_emb is None:
+            return None
+        projected: Tensor = self.film_emb(film)
+        return projected
+
+    def embed(self, t: Tensor, film: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return what every block is told: timesteps ``[B]`` and what :meth:`project_film` made."""
+        if (film is None) != (self.film_emb is None):
+            raise ConfigError(f"a film vector was {'not ' * (film is None)}given; make it with project_film")
+        emb: Tensor = self.time_embed(time_embedding(t, self.config.base).to(dtype))
+        if film is None:
+            return emb
+        return torch.cat([emb, film], -1) if self.config.film_mode == "concat" else emb + film
+
+    def contract(
+        self, x: Tensor, emb: Tensor, contexts: Sequence[ContextCache], hint: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the output of every input block, and of the middle; a hint joins after the first block."""
+        factor = self.config.factor
         if x.shape[-2] % factor or x.shape[-1] % factor:
             raise ConfigError(f"a latent of {tuple(x.shape[-2:])} cells was given; pad both to multiples of {factor}")
         needed = sum(width is not None for width in self.config.contexts)
         if len(contexts) != needed:
             raise ConfigError(f"{len(contexts)} contexts were given, {needed} needed; make them with project_contexts")
-        emb = self.time_embed(time_embedding(t, self.config.base).to(x.dtype))
         skips: list[Tensor] = []
         for stage in self.input_blocks:
             x = stage(x, emb, contexts)
+            if hint is not None and not skips:
+                x = x + hint
             skips.append(x)
         x = self.middle_block(x, emb, contexts)
+        return skips, x
+
+
+class UNet(Contraction):
+    """Predict what the denoiser is trained on (noise, or velocity) from a noisy latent and its timestep.
+
+    Source: the AudioLDM 2 family's U-Net (spec of the family, section 2.1), of which SemantiCodec's is an instance.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        build = Builder(config)
+        super().__init__(config, build)
+        skips, channels = list(self.widths), self.widths[-1]
+        self.output_blocks = nn.ModuleList()
+        for level in range(len(config.mults) - 1, -1, -1):
+            for i in range(config.res_blocks + 1):
+                layers = [build.res(channels + skips.pop(), config.base * config.mults[level]), *build.attention(level)]
+                channels = config.base * config.mults[level]
+                if level and i == config.res_blocks:
+                    layers.append(Upsample(channels))
+                self.output_blocks.append(Stage(layers))
+
+        self.out = nn.Sequential(
+            nn.GroupNorm(config.groups, channels),
+            nn.SiLU(inplace=True),
+            zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1)),
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        contexts: Sequence[ContextCache] = (),
+        film: Tensor | None = None,
+        residuals: Residuals | None = None,
+    ) -> Tensor:
+        """Run the network once.
+
+        Args:
+            x: noisy latents (with any extra channels already joined) ``[B, in_channels, T, F]``; T and F are multiples
+                of ``config.factor``.
+            t: timesteps ``[B]``.
+            contexts: what :meth:`project_contexts` made, for the same batch.
+            film: what :meth:`project_film` made, for the same batch.
+            residuals: what ControlNets add.
+
+        Returns:
+            ``[B, out_channels, T, F]``.
+
+        Raises:
+            ConfigError: T or F is not such a multiple, or contexts or the film vector are missing.
+        """
+        emb = self.embed(t, film, x.dtype)
+        skips, x = self.contract(x, emb, contexts)
+        if residuals is not None:
+            skips = [skip + extra for skip, extra in zip(skips, residuals.skips, strict=True)]
+            x = x + residuals.middle
         for stage in self.output_blocks:
             x = stage(torch.cat([x, skips.pop()], dim=1), emb, contexts)
         x = self.out(x)

@@ -164,7 +164,7 @@ class Slide:
         return torch.cat([wave, state.wave], 1)
 
     def _draw(self, seeds: Sequence[int], first: Sequence[int], device: torch.device) -> Draw:
-        channels, cells = self._model.config.decoder.vae.latent_channels, MEL_BINS // LATENT_ROWS
+        channels, cells = self._model.config.decoder.latent.vae.latent_channels, MEL_BINS // LATENT_ROWS
         shape = (channels, self._hop * STEPS, cells)
         blocks = range(-(-self._columns // self._hop))
 

@@ -281,8 +281,8 @@ class LatentStage:
         present = torch.rand(count, generator=generator) >= (DROP_PAST if dropout else 0.0)
         keep = kept(torch.rand(2 * batch, generator=generator), DROP_STREAM if dropout else 0.0)
         noise = torch.randn((count, now.shape[1], overlap + now.shape[2], now.shape[3]), generator=generator)
-        t = torch.randint(0, self.config.decoder.schedule.steps, (count,), generator=generator)
-        t[: round(count * PURE_NOISE)] = self.config.decoder.schedule.steps - 1
+        t = torch.randint(0, self.config.decoder.latent.schedule.steps, (count,), generator=generator)
+        t[: round(count * PURE_NOISE)] = self.config.decoder.latent.schedule.steps - 1
         known = Known(past, present.to(device))
         result: tuple[Tensor, ...] = self.model(
             patches, now, mels, known, keep.to(device), rate, noise.to(device), t.to(device)

@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from ..config import LATENT_ROWS, RATES
+from ..config import LATENT_ROWS, PATCH, RATES
 from ..diffusion import Draw, SamplerOptions
 from ..latent import Known, LatentDiffusion
 from .blocks import Blocks
@@ -82,6 +82,7 @@ class PolishStage:
 
     def __init__(self, blocks: Blocks, trained: LatentLoss, options: RunOptions) -> None:
         self.options, self.blocks, self.trained = options, blocks, trained.requires_grad_(False).eval()
+        self.overlap = trained.models[RATES[0]].config.decoder.overlap * (PATCH // LATENT_ROWS)
         assert blocks.latents is not None
         assert blocks.mels is not None
         self.latents, self.mels = blocks.latents, blocks.mels
@@ -119,7 +120,7 @@ class PolishStage:
         patches = take(self.blocks.features, np.concatenate([first - 1, first, first + 1]))
         mels = take(self.mels, np.concatenate([first, first + 1]))
         latents = take(self.latents, first) * latent.scale
-        past = take(self.latents, first - 1)[:, :, -latent.config.overlap * 4 :] * latent.scale
+        past = take(self.latents, first - 1)[:, :, -self.overlap :] * latent.scale
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         present = torch.rand(batch, generator=generator) >= (DROP_PAST if dropout else 0.0)
         shown = kept(torch.rand(3 * batch, generator=generator), DROP_STREAM if dropout else 0.0)

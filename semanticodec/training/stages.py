@@ -95,7 +95,7 @@ class Session:
 
     def vae(self) -> AutoencoderKL:
         """The trained autoencoder, both halves."""
-        module = VAELoss(AutoencoderKL(self.configs[RATES[0]].decoder.vae))
+        module = VAELoss(AutoencoderKL(self.configs[RATES[0]].decoder.latent.vae))
         self.trained("vae", module)
         return module.vae
 
@@ -159,15 +159,19 @@ def _semantic(session: Session) -> None:
 def _vae(session: Session) -> None:
     options, fabric = session.start("vae")
     decoder = session.configs[RATES[0]].decoder
-    stage = VAEStage(session.corpus, decoder.vae, MelConfig(), decoder.columns * PATCH, options)
+    stage = VAEStage(session.corpus, decoder.latent.vae, decoder.latent.mel, decoder.columns * PATCH, options)
     train(stage, options, fabric)
 
 
 def _vocoder(session: Session) -> None:
     options, fabric = session.start("vocoder")
-    vocoder = session.configs[RATES[0]].decoder.vocoder
+    vocoder = session.configs[RATES[0]].decoder.latent.vocoder
     assert isinstance(vocoder, VocosConfig)
-    train(VocoderStage(session.corpus, vocoder, MelConfig(), session.vae(), options), options, fabric)
+    train(
+        VocoderStage(session.corpus, vocoder, session.configs[RATES[0]].decoder.latent.mel, session.vae(), options),
+        options,
+        fabric,
+    )
 
 
 def _latent(session: Session) -> None:
