@@ -28,7 +28,8 @@ class Rule(NamedTuple):
     """What becomes of the tensors whose whole name matches ``pattern``."""
 
     pattern: str
-    target: str | None
+    target: str | tuple[str, ...] | None
+    """Our name; several names share the first axis in equal parts, in this order."""
     reason: str
     squeeze: bool = False
     """The file has a leading axis of 1 that our module has not."""
@@ -84,9 +85,14 @@ def apply_rules(
     unmapped = []
     for name, tensor in tensors.items():
         match, rule = next(((m, r) for p, r in compiled if (m := p.fullmatch(name))), (None, None))
-        target = match.expand(rule.target) if match and rule and rule.target is not None else None
-        if rule is None or target in found:
+        if rule is None or match is None:
             unmapped.append(name)
-        elif target is not None and target.split(".")[0] in wanted:
-            found[target] = tensor[0] if rule.squeeze and tensor.dim() and len(tensor) == 1 else tensor
+            continue
+        names = (rule.target,) if isinstance(rule.target, str) else rule.target or ()
+        targets = [match.expand(target) for target in names]
+        if not found.keys().isdisjoint(targets):
+            unmapped.append(name)
+        elif targets and targets[0].split(".")[0] in wanted:
+            whole = tensor[0] if rule.squeeze and tensor.dim() and len(tensor) == 1 else tensor
+            found |= zip(targets, whole.chunk(len(targets)) if len(targets) > 1 else (whole,), strict=True)
     return found, unmapped

@@ -12,9 +12,9 @@ import semanticodec
 
 FLOORS = (
     ("errors", "values", "config", "wire", "tokens"),
-    ("audio", "bandlimit", "nn", "diffusion"),
+    ("audio", "bandlimit", "nn", "diffusion", "ranking"),
     ("latent", "checkpoints", "keymap"),
-    ("model", "windows"),
+    ("model", "windows", "conditioners"),
     ("codec", "generation", "superres", "editing"),
     ("streaming", "corpus", "datasets", "training", "published"),
     ("cli", "demo"),
@@ -27,7 +27,9 @@ HOMES = {
     "lightning": {"semanticodec.training"},
     "ray": {"semanticodec.corpus"},
     "rich": {"semanticodec.cli", "semanticodec.demo", "semanticodec.training"},
+    "phonemizer": {"semanticodec.conditioners"},
     "tensorboard": {"semanticodec.training"},
+    "transformers": {"semanticodec.conditioners"},
     "typer": {"semanticodec.cli", "semanticodec.training", "server.__main__", "client.__main__"},
     "websockets": {"server", "client"},
 }
