@@ -90,4 +90,5 @@ class PhonemeEncoder(nn.Module):
         x = self.embed(ids).mT * math.sqrt(self.embed.embedding_dim) * present
         for layer in self.layers:
             x = layer(x, present)
-        return (x * present + self.positions).mT
+        result: Tensor = (x * present + self.positions).mT
+        return result
