@@ -17,6 +17,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import PRESETS, CodecConfig, config_from_json, preset
+from .config import PRESETS, CodecConfig, ScheduleConfig, config_from_json, preset
 from .diffusion import make_schedule
 from .errors import CheckpointError, ConfigError
 from .keymap import FILES, OFFICIAL_DECODER, OFFICIAL_ENCODER, Rule, apply_rules, native_rules
@@ -106,7 +107,21 @@ def load(module: nn.Module, source: Source, *, device: torch.device | str, dtype
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the module in every name and shape.
     """
-    found = _collect(source, module.state_dict())
+    fill(module, _collect(source, module.state_dict()), device=device, dtype=dtype)
+
+
+def fill(module: nn.Module, found: dict[str, Tensor], *, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Fill a module that was built on the meta device with exactly its tensors, from :func:`matched`.
+
+    Args:
+        module: as for :func:`load`.
+        found: by the module's names; emptied on the way, so that no tensor is held twice.
+        device: where the module goes.
+        dtype: of every floating-point tensor.
+
+    Raises:
+        CheckpointError: a tensor of the module is not in its ``state_dict()`` and was not computed.
+    """
     filled = {}
     for name in list(found):
         tensor = found.pop(name)
@@ -208,8 +223,24 @@ def _read(source: Source, wanted: set[str]) -> tuple[dict[str, Tensor], list[str
 
 def _collect(source: Source, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return exactly the tensors that ``targets`` (on any device) ask for, still on disk."""
-    found, unmapped = _read(source, {name.split(".")[0] for name in targets})
-    unmapped += [name for name in found if name not in targets]
+    return matched(*_read(source, {name.split(".")[0] for name in targets}), targets, str(source))
+
+
+def matched(
+    found: dict[str, Tensor], unmapped: list[str], targets: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Return ``found`` if it is exactly what is wanted.
+
+    Args:
+        found: tensors by our names, from :func:`~semanticodec.keymap.apply_rules`.
+        unmapped: names of the file without a place.
+        targets: what there must be, on any device.
+        where: what messages call the weights.
+
+    Raises:
+        CheckpointError: a name has no place, a target no tensor, or a tensor another shape.
+    """
+    unmapped = [*unmapped, *(name for name in found if name not in targets)]
     unfilled = [name for name in targets if name not in found]
     unlike = [
         f"{name} (file {_kind(found[name])}, model {_kind(target)})"
@@ -218,7 +249,7 @@ def _collect(source: Source, targets: Mapping[str, Tensor]) -> dict[str, Tensor]
     ]
     if unmapped or unfilled or unlike:
         raise CheckpointError(
-            f"the weights of {source} do not fit its configuration.  Tensors of the file without a place in the model: "
+            f"the weights of {where} do not fit its configuration.  Tensors of the file without a place in the model: "
             f"{_some(unmapped)}.  Parameters that the file does not fill: {_some(unfilled)}.  Different shapes: "
             f"{_some(unlike)}.  Choose the preset they were made for"
         )
@@ -341,12 +372,24 @@ def _read_table(source: Source) -> np.ndarray:
     return table
 
 
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Open a ``.ckpt``; its tensors stay on disk until they are used."""
+def read_checkpoint(path: Path, key: str | None = None) -> dict[str, Tensor]:
+    """Open a pickled checkpoint; its tensors stay on disk until they are used (but for files of PyTorch before 1.6).
+
+    Args:
+        path: of the file.
+        key: where in the file's dictionary the tensors are; None for the whole dictionary.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not safe to read, or holds something else.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a foreign or damaged pickle can fail in any way, none of which is ours
         raise CheckpointError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
+    if key is not None:
+        if not isinstance(state, dict) or key not in state:
+            raise CheckpointError(f"{path} has no entry {key!r}; it is no checkpoint of this family")
+        state = state[key]
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_meta
         for name, tensor in state.items()
@@ -357,22 +400,32 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def _read_official(source: Source, wanted: set[str]) -> Iterator[tuple[tuple[Rule, ...], Mapping[str, Tensor]]]:
     if wanted & {*FILES["encoder"], *FILES["codebooks"]}:
-        yield OFFICIAL_ENCODER, _read_checkpoint(_official_file(source, "encoder.ckpt"))
+        yield OFFICIAL_ENCODER, read_checkpoint(_official_file(source, "encoder.ckpt"))
     if wanted & set(FILES["codebooks"]):
         table = torch.from_numpy(np.array(_read_table(source)))
         yield (Rule("table", "codebooks.semantic", "k-means table"),), {"table": table}
     if wanted & set(FILES["decoder"]):
-        state = _read_checkpoint(_official_file(source, "decoder.ckpt"))
-        _check_schedule(source, state.get("alphas_cumprod"))
+        state = read_checkpoint(_official_file(source, "decoder.ckpt"))
+        check_schedule(source.config.decoder.latent.schedule, state.get("alphas_cumprod"), str(source))
         yield OFFICIAL_DECODER, state
 
 
-def _check_schedule(source: Source, seen: Tensor | None) -> None:
-    wanted = torch.tensor(make_schedule(source.config.decoder.latent.schedule).alpha_bar)
-    if seen is None or seen.shape != wanted.shape or not torch.allclose(seen.float(), wanted, rtol=1e-4, atol=0):
+def check_schedule(schedule: ScheduleConfig, seen: Tensor | None, where: str) -> None:
+    """Refuse weights that were trained for another forward process.
+
+    Args:
+        schedule: the configured one.
+        seen: the file's ``alphas_cumprod``, None if it has none.
+        where: what messages call the weights.
+
+    Raises:
+        CheckpointError: it is missing or another one.
+    """
+    wanted = torch.tensor(make_schedule(schedule).alpha_bar)
+    if seen is None or seen.shape != wanted.shape or not torch.allclose(seen.float(), wanted, rtol=1e-4, atol=1e-9):
         raise CheckpointError(
-            f"alphas_cumprod of {source} is {'missing' if seen is None else 'another one'}; the decoder is wanted for "
-            f"{source.config.decoder.latent.schedule}"
+            f"alphas_cumprod of {where} is {'missing' if seen is None else 'another one'}; the decoder is wanted for "
+            f"{schedule}"
         )
 
 

@@ -35,6 +35,13 @@ class Rule(NamedTuple):
     """The file has a leading axis of 1 that our module has not."""
 
 
+_SCHEDULE = (
+    Rule(r"scale_factor", "latent.scale", "standard deviation of the latent"),
+    Rule(r"alphas_cumprod", DROP, "recomputed from the configuration, after checking that both agree"),
+    Rule(r"betas|alphas_cumprod_prev|(sqrt|log)_\w*alphas_cumprod", DROP, "schedule: follows from alphas_cumprod"),
+    Rule(r"sqrt_recip(m1)?_alphas_cumprod|posterior_\w+", DROP, "schedule: follows from alphas_cumprod"),
+    Rule(r"logvar", DROP, "learned weighting of the training loss"),
+)
 OFFICIAL_ENCODER = (
     Rule(r"audiomae\.model\.((cls_token|pos_embed|(patch_embed|blocks|norm)\..+))", r"mae.\1", "AudioMAE encoder"),
     Rule(r"audiomae\.model\.(mask_token|decoder_\w+(\..+)?)", DROP, "MAE decoder: only trains the encoder"),
@@ -49,12 +56,50 @@ OFFICIAL_DECODER = (
     Rule(r"first_stage_model\.((decoder|post_quant_conv)\..+)", r"latent.vae.\1", "VAE decoder"),
     Rule(r"first_stage_model\.(encoder|quant_conv)\..+", DROP, "VAE encoder: only makes training targets"),
     Rule(r"first_stage_model\.(vocoder\..+)", r"latent.\1", "vocoder"),
-    Rule(r"scale_factor", "latent.scale", "standard deviation of the latent"),
-    Rule(r"alphas_cumprod", DROP, "recomputed from the configuration, after checking that both agree"),
-    Rule(r"betas|alphas_cumprod_prev|(sqrt|log)_\w*alphas_cumprod", DROP, "schedule: follows from alphas_cumprod"),
-    Rule(r"sqrt_recip(m1)?_alphas_cumprod|posterior_\w+", DROP, "schedule: follows from alphas_cumprod"),
-    Rule(r"logvar", DROP, "learned weighting of the training loss"),
+    *_SCHEDULE,
 )
+
+
+_AVERAGED = "model_ema.diffusion_model"
+_FIRST = r"first_stage_model\."
+_CONDITION = r"cond_stage_models\.0\.vae\."
+
+
+def latent_rules(*, average: bool, lowpass: bool = False) -> tuple[Rule, ...]:
+    """Return the rules of the networks that AudioLDM, AudioLDM 2, MusicLDM and AudioSR have in common.
+
+    Args:
+        average: take the moving average of the U-Net's weights (its names made ours by :func:`dotted_averages`) instead
+            of the raw ones.
+        lowpass: the file is AudioSR's, which holds a second autoencoder: the one that encodes the low band.
+    """
+    raw = r"model\.diffusion_model\.(.+)"
+    averaged = rf"{re.escape(_AVERAGED)}\.(.+)"
+    used, unused = (averaged, raw) if average else (raw, averaged)
+    encoder = r"((?:encoder|quant_conv)\..+)"
+    return (
+        Rule(used, r"latent.unet.\1", "U-Net"),
+        Rule(unused, DROP, "U-Net: raw and averaged weights; the other ones were asked for"),
+        Rule(r"model_ema\.(decay|num_updates)", DROP, "state of the averaging"),
+        Rule(rf"{_CONDITION if lowpass else _FIRST}{encoder}", r"latent.vae.\1", "VAE encoder"),
+        Rule(rf"{_FIRST if lowpass else _CONDITION}{encoder}", DROP, "VAE encoder: only makes training targets"),
+        Rule(rf"{_FIRST}((decoder|post_quant_conv)\..+)", r"latent.vae.\1", "VAE decoder"),
+        Rule(rf"{_FIRST}(vocoder\..+)", r"latent.\1", "vocoder"),
+        Rule(rf"{_FIRST}loss\..+", DROP, "discriminator and perceptual net: only train the VAE"),
+        Rule(rf"{_CONDITION}(decoder|post_quant_conv|vocoder)\..+", DROP, "second copy of the VAE: only encodes"),
+        *_SCHEDULE,
+    )
+
+
+def dotted_averages(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Give averaged weights, whose names were written without dots, the names of the weights they average.
+
+    Args:
+        tensors: by the name in the file; all others keep theirs.
+        names: of the U-Net's own parameters.
+    """
+    dotted = {f"{_AVERAGED}{name.replace('.', '')}": f"{_AVERAGED}.{name}" for name in names}
+    return {dotted.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 def native_rules(file: str, token_rate: int) -> tuple[Rule, ...]:

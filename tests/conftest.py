@@ -31,6 +31,13 @@ def goldens() -> Path:
     return folder if (folder / "synth.py").is_file() else ROOT / "tests" / "goldens"
 
 
+@pytest.fixture(scope="session")
+def family(goldens: Path) -> Path:
+    """The folder of recorded outputs of the published AudioLDM, AudioLDM 2, MusicLDM and AudioSR."""
+    folder = goldens.parent / "ldm"
+    return folder if (folder / "synth.py").is_file() else ROOT / "tests" / "goldens" / "ldm"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     import golden  # not before torch's threads are set, nor by runs that need no torch
 

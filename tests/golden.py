@@ -26,6 +26,11 @@ class Goldens:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.synth = _load(folder / "synth.py")
+        trimmed = folder / "manifests.json.xz"
+        self._manifests = json.loads(lzma.decompress(trimmed.read_bytes())) if trimmed.is_file() else None
+        if self._manifests is not None and "checkpoints" in self._manifests:
+            self.synth.load_manifest = self._manifests.__getitem__
+            self.synth.checkpoints = lambda: self._manifests["checkpoints"]
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return the recorded arrays of ``<name>.npz``; skips the test where only a trimmed copy is at hand."""
@@ -37,10 +42,12 @@ class Goldens:
 
     def entries(self, name: str) -> list[dict[str, Any]]:
         """Return the entries of a manifest: key, shape and rule of every tensor of one published component."""
-        trimmed = self.folder / "manifests.json.xz"
-        if trimmed.is_file():
-            return json.loads(lzma.decompress(trimmed.read_bytes()))[name]
-        return self.synth.load_manifest(name)
+        return self.synth.load_manifest(name) if self._manifests is None else self._manifests[name]
+
+    def checkpoint(self, name: str) -> dict[str, Tensor]:
+        """Return a whole published checkpoint of the family, without its numbers (on the meta device)."""
+        entries = self.synth.checkpoint_entries(name)
+        return {e["key"]: torch.empty(e["shape"], dtype=getattr(torch, e["dtype"]), device="meta") for e in entries}
 
     def manifest(self, name: str, prefix: str) -> list[dict[str, Any]]:
         """Return the entries of a manifest, their keys without the ``prefix`` that all of them have."""
@@ -73,13 +80,15 @@ class Goldens:
         """Return the Gaussian input called ``key``."""
         return torch.from_numpy(self.synth.normal(key, shape, mean, std))
 
-    def error(self, arrays: dict[str, np.ndarray], name: str, value: Tensor, samples: int) -> float:
+    def error(self, arrays: dict[str, np.ndarray], name: str, value: Tensor, samples: int | None = None) -> float:
         """Return the largest deviation from a recorded tensor.
 
-        That is of the ``samples`` recorded values, relative to the tensor's standard deviation, and of the whole
-        tensor's L2 norm, relative to itself.
+        That is of the ``samples`` recorded values (None: as many as were recorded), relative to the tensor's standard
+        deviation, and of the whole tensor's L2 norm, relative to itself.
         """
         array = value.numpy()
+        if samples is None:
+            samples = int(arrays.get(f"{name}.count", len(arrays[f"{name}.sample"])))
         assert array.shape == tuple(arrays[f"{name}.shape"]), name
         stride = int(arrays.get(f"{name}.stride", 1))
         seen = array.reshape(-1)[self.synth.sample_index(array.size, samples)[::stride]].astype(np.float64)
@@ -94,7 +103,7 @@ class Goldens:
 
     @contextmanager
     def watch(
-        self, arrays: dict[str, np.ndarray], modules: dict[str, nn.Module], samples: int
+        self, arrays: dict[str, np.ndarray], modules: dict[str, nn.Module], samples: int | None = None
     ) -> Iterator[dict[str, float]]:
         """Collect, while a model runs, the errors of the outputs of its ``modules``, keyed by recorded name."""
         errors: dict[str, float] = {}
@@ -112,36 +121,59 @@ class Goldens:
         assert errors.keys() == modules.keys()
 
 
-def check(request: pytest.FixtureRequest, errors: dict[str, float], bound: float = BOUND) -> None:
-    """Hold errors against the bound, and leave the largest to the parity report."""
+def check(
+    request: pytest.FixtureRequest, errors: dict[str, float], bound: float = BOUND, part: tuple[str, str] | None = None
+) -> None:
+    """Hold errors against the bound, and leave the largest to the parity report, as (system, component) ``part``."""
     worst = max(errors, key=lambda name: errors[name])
-    request.node.user_properties.append(("parity", (worst, errors[worst], bound)))
+    row = (*(part or _called(request)), worst, errors[worst], bound)
+    request.node.user_properties.append(("parity", row))
     assert errors[worst] < bound, errors
 
 
-def check_equal(request: pytest.FixtureRequest, name: str, seen: np.ndarray, recorded: np.ndarray) -> None:
+def check_equal(
+    request: pytest.FixtureRequest,
+    name: str,
+    seen: np.ndarray,
+    recorded: np.ndarray,
+    part: tuple[str, str] | None = None,
+) -> None:
     """Demand equal integers, and leave the share of different ones to the parity report."""
     assert seen.shape == recorded.shape
     different = float((seen != recorded).mean())
-    request.node.user_properties.append(("parity", (f"{name} ({seen.size} integers)", different, 0.0)))
+    row = (*(part or _called(request)), f"{name} ({seen.size} integers)", different, 0.0)
+    request.node.user_properties.append(("parity", row))
     assert different == 0
 
 
+def _called(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Return what the report calls a test of the codec that says nothing else."""
+    return "semanticodec", request.node.nodeid.split("/")[-1].removeprefix("test_").replace(".py::test_", " ")
+
+
+def _properties(terminal: pytest.TerminalReporter, wanted: str) -> list[Any]:
+    tests = (*terminal.getreports("passed"), *terminal.getreports("failed"))
+    rows = (row for test in tests if test.when == "call" for row in test.user_properties)
+    return sorted(value for key, value in rows if key == wanted)
+
+
 def report(terminal: pytest.TerminalReporter) -> None:
-    """Print what the parity tests measured, the worst first."""
-    rows = [
-        (error, bound, test.nodeid.split("/")[-1], name)
-        for test in (*terminal.getreports("passed"), *terminal.getreports("failed"))
-        if test.when == "call"
-        for key, (name, error, bound) in test.user_properties
-        if key == "parity"
-    ]
+    """Print what the tests measured: parity per system and component, and the coverage of the published files."""
+    rows = _properties(terminal, "parity")
     if rows:
-        terminal.section("parity with the published implementation")
-        terminal.line("largest error relative to the recorded standard deviation (codes: share that differ)")
-    for error, bound, test, name in sorted(rows, reverse=True):
+        terminal.section("parity with the published implementations")
+        terminal.line("largest error relative to the recorded standard deviation (integers: share that differ)")
+        terminal.line(f"{'system':<28} {'component':<44} {'error':>8} {'bound':>8}       where it is largest")
+    for system, component, name, error, bound in rows:
         verdict = "pass" if error < bound or error == 0 else "FAIL"
-        terminal.line(f"{verdict}  {error:8.1e}  (bound {bound:.0e})  {test}: {name}")
+        terminal.line(f"{system:<28} {component:<44} {error:8.1e} {bound:8.0e} {verdict}  {name}")
+    covered = _properties(terminal, "coverage")
+    if covered:
+        terminal.section("tensors of the published checkpoints")
+        terminal.line(f"{'checkpoint':<44} {'tensors':>8} {'mapped':>8} {'dropped':>8} {'unmapped':>8} {'unfilled':>8}")
+    for name, tensors, mapped, unmapped, unfilled in covered:
+        dropped = tensors - mapped - unmapped
+        terminal.line(f"{name:<44} {tensors:8} {mapped:8} {dropped:8} {unmapped:8} {unfilled:8}")
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

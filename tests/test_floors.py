@@ -13,8 +13,8 @@ import semanticodec
 FLOORS = (
     ("errors", "values", "config", "wire", "tokens"),
     ("audio", "bandlimit", "nn", "diffusion", "ranking"),
-    ("latent", "checkpoints", "keymap"),
-    ("model", "windows", "conditioners"),
+    ("latent", "checkpoints", "keymap", "systems"),
+    ("model", "windows", "conditioners", "family", "diffusers_layout"),
     ("codec", "generation", "superres", "editing"),
     ("streaming", "corpus", "datasets", "training", "published"),
     ("cli", "demo"),
