@@ -193,7 +193,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
 
     vocabulary = Vocabulary.of(preset(given.model))
-    options = RunOptions(given.out, given.steps, given.minutes, given.batch, learning_rate=2e-3, evaluate_every=100)
+    options = RunOptions(given.out, given.steps, given.minutes, given.batch, learning_rate=3e-3, evaluate_every=100)
     fabric = launch(options)
     stage = LanguageStage(given.corpus, vocabulary, given.length, given.width, options)
     checkpoint = train(stage, options, fabric)
@@ -209,12 +209,14 @@ def main() -> None:
     codec = SemantiCodec.from_pretrained(given.model)
     wave, rate = load(given.prompt)
     voice = resample(wave.mean(0), rate, SAMPLE_RATE)
-    prompt = vocabulary.encode(codec.encode(voice[: 3 * SAMPLE_RATE], SAMPLE_RATE)[0], eos=False)
+    given_part = voice[: 3 * SAMPLE_RATE // codec.config.group_samples * codec.config.group_samples]
+    prompt = vocabulary.encode(codec.encode(given_part, SAMPLE_RATE)[0], eos=False)
     more = generate(stage.raw, vocabulary, prompt, given.length - len(prompt), temperature=given.temperature, seed=0)
     continued = sound(codec, vocabulary, chain(prompt.tolist(), more))
     save(given.out / "continued.wav", continued, SAMPLE_RATE)
     picture = RESULTS / f"language-{given.model}.png" if given.write else given.out / "continued.png"
-    draw(picture, voice[: len(continued)], continued, f"3 s of prompt, then a GPT-2 on {given.model}")
+    original = functional.pad(voice, (0, max(0, len(continued) - len(voice))))[: len(continued)]
+    draw(picture, original, continued, f"{len(given_part) / SAMPLE_RATE} s, then GPT-2 on {given.model}")
     if given.write:
         result = {
             "machine": machine(),
