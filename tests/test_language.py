@@ -45,7 +45,7 @@ def stage(corpus: Path, options: RunOptions) -> LanguageStage:
 
 
 def test_it_beats_the_unigram_on_held_out_recordings(corpus: Path, tmp_path: Path):
-    options = RunOptions(tmp_path, steps=60, minutes=60, batch=4, learning_rate=1e-2, evaluate_every=1000)
+    options = RunOptions(tmp_path, steps=120, minutes=60, batch=8, learning_rate=1e-2, evaluate_every=1000)
     learner = stage(corpus, options)
     train(learner, options, launch(options))
     seen = counts(TokenDataset(corpus, VOCABULARY, 64, epochs=1, keep=trained))
