@@ -1,5 +1,6 @@
 """The worked example on a small corpus: it learns, resumes with its place in the corpus, and speaks in valid tokens."""
 
+import json
 from itertools import chain
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import tiny
 import torch
 
+from benchmarks import language
 from benchmarks.language import (
     LanguageStage,
     counts,
@@ -21,6 +23,7 @@ from benchmarks.language import (
     unigram_bits,
 )
 from semanticodec import TokenDataset, Vocabulary
+from semanticodec.audio import load
 from semanticodec.training.loop import RunOptions, launch, train
 
 VOCABULARY = Vocabulary.of(tiny.config("mini", 25))
@@ -107,3 +110,24 @@ def test_what_it_says_is_a_sequence_and_becomes_sound_as_it_comes(corpus: Path, 
     assert codes.shape == (2, 8 + 8)
     found = sound(codec, VOCABULARY, chain(prompt.tolist(), said))
     assert torch.equal(found, codec.decode(codes[None])[0])
+
+
+def test_the_command_trains_compares_and_continues_a_voice(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    codec = tiny.codec("mini", 25)
+    monkeypatch.setattr(language, "preset", lambda _: codec.config)
+    monkeypatch.setattr(language.SemantiCodec, "from_pretrained", lambda _: codec)
+    monkeypatch.setattr(language, "RESULTS", tmp_path)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    options = "--steps 2 --batch 2 --length 96 --width 16 --threads 1 --write"
+    monkeypatch.setattr("sys.argv", ["language", str(corpus), "--out", str(tmp_path), *options.split()])
+    language.main()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["stream", "semantic", "acoustic"]
+    result = json.loads((tmp_path / "language-mini-25.json").read_text())
+    assert result["steps"] == 2
+    assert result["tokens"]["train"] > 10 * result["tokens"]["held_out"] > 0
+    assert (tmp_path / "language-mini-25.png").stat().st_size > 10_000
+    wave, rate = load(tmp_path / "continued.wav")
+    groups = (96 - 2) // 8 + 1  # of four frames, eight tokens; the last one is not complete
+    assert (rate, wave.shape) == (16_000, (1, groups * codec.config.group_samples))
