@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from .config import config_from_json
 from .errors import CodesError, ConfigError
 from .tokens import STREAMS, Vocabulary
 
-FAILURES = "failures.parquet"
+FAILURES, MANIFEST = "failures.parquet", "manifest.json"
 IGNORED = -100
 """Label that PyTorch's cross-entropy leaves out."""
 POOL = 8
@@ -81,7 +83,8 @@ class TokenDataset(IterableDataset[dict[str, Tensor]]):
                 be used in workers that are not forked.
 
         Raises:
-            ConfigError: no shards, a file without codes, or arguments out of range.
+            ConfigError: no shards, a file without codes, codes of another model than the vocabulary's (as far as there
+                is a ``manifest.json``), or arguments out of range.
         """
         super().__init__()
         if (
@@ -101,6 +104,7 @@ class TokenDataset(IterableDataset[dict[str, Tensor]]):
         self._units = [_Unit(name, group) for name in names for group in range(self._row_groups(name))]
         if not self._units:
             raise ConfigError(f"{folder} holds no recordings in *.parquet; make some with `semanticodec tokenize`")
+        self._check_manifest(f"{root}/{MANIFEST}")
         self._start = self._position = Position()
         self._resumed: dict[str, Any] | None = None
 
@@ -211,6 +215,20 @@ class TokenDataset(IterableDataset[dict[str, Tensor]]):
             return self.vocabulary.encode(np.stack(codes))
         except CodesError as error:
             raise CodesError(f"recording {name!r}: {error}; `semanticodec tokenize verify` checks a corpus") from error
+
+    def _check_manifest(self, path: str) -> None:
+        """Compare the codec of a corpus, if its manifest is there, with the vocabulary's."""
+        if not self._files.exists(path):
+            return
+        with self._files.open(path) as file:
+            config = config_from_json(json.dumps(json.load(file).get("config")))
+        seen = config.name if self.vocabulary.model else "", config.token_rate, config.codebook_sizes
+        wanted = self.vocabulary.model, self.vocabulary.token_rate, self.vocabulary.codebook_sizes
+        if seen != wanted:
+            raise ConfigError(
+                f"{path}: the codes are of (model, token rate, codebook sizes) {seen}, the vocabulary is for {wanted}; "
+                f"use Vocabulary.of(preset({config.name!r}))"
+            )
 
     def _row_groups(self, name: str) -> int:
         with self._files.open(name) as file:

@@ -1,6 +1,8 @@
 """Readers of tokenised corpora: everything once per epoch, any number of readers, resume at any block, packing."""
 
+import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from semanticodec import CodesError, ConfigError, TokenDataset, Vocabulary
+from semanticodec import CodesError, ConfigError, TokenDataset, Vocabulary, preset
 
 VOCABULARY = Vocabulary("flat", 25, (50, 70))
 GROUPS, ROWS = 6, 5
@@ -243,6 +245,19 @@ def test_folders_that_are_no_corpus(tmp_path: Path):
     pq.write_table(pa.table({"id": ["a"], "semantic": [[1]]}), tmp_path / "x.parquet")
     with pytest.raises(ConfigError, match=r"x\.parquet has no column acoustic"):
         TokenDataset(tmp_path, VOCABULARY, 64)
+
+
+def test_a_vocabulary_of_another_model_is_refused(tmp_path: Path):
+    write(tmp_path / "x.parquet", recordings(1)[0])
+    manifest = {"model": "mini-25", "config": json.loads(preset("mini-25").to_json())}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    fitting = Vocabulary.of(preset("mini-25"))
+    assert stream(islice(TokenDataset(tmp_path, fitting, 64), 1))
+    assert stream(islice(TokenDataset(tmp_path, replace(fitting, model=""), 64), 1))
+    other = Vocabulary.of(preset("mini-100"))
+    for wrong in (other, replace(other, model="mini-25"), replace(fitting, codebook_sizes=(50, 70))):
+        with pytest.raises(ConfigError, match=r"manifest\.json: the codes are of .*'mini-25', 25, \(4096, 8192\)"):
+            TokenDataset(tmp_path, wrong, 64)
 
 
 @pytest.mark.parametrize(
