@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checkpoints import check_schedule, fill, matched, read_checkpoint
+from .conditioners.config import PROMPTS
+from .conditioners.keys import prompt_rules
+from .conditioners.prompts import PromptConditioner
 from .errors import CheckpointError
 from .keymap import DROP, Rule, apply_rules, dotted_averages, latent_rules
 from .latent import LatentDiffusion
@@ -26,9 +29,7 @@ MODELS_VARIABLE = "SEMANTICODEC_MODELS"
 Which = Literal["reference", "average", "raw"]
 """Weights of the U-Net: those the published code samples with, their moving average, or the raw ones."""
 
-ELSEWHERE = (
-    Rule(r"(cond_stage_models?|clap)\..+", DROP, "conditioners: read by what turns prompts into conditioning"),
-)
+_PROMPTS = (Rule(r"(cond_stage_models?|clap)\..+", DROP, "conditioners: were not asked for"),)
 
 
 class LicenceWarning(UserWarning):
@@ -95,9 +96,38 @@ def average(system: SystemConfig, which: Which) -> bool:
     return system.weights.average if which == "reference" else which == "average"
 
 
-def system_rules(system: SystemConfig, which: Which = "reference") -> tuple[Rule, ...]:
-    """Return what becomes of every tensor of a system's file that is no conditioner's; AudioSR's has none."""
-    return latent_rules(average=average(system, which), lowpass=system.prompts is None)
+def system_rules(system: SystemConfig, which: Which = "reference", *, prompts: bool = True) -> tuple[Rule, ...]:
+    """Return what becomes of every tensor of a system's file: the names of :class:`SystemModel`.
+
+    Args:
+        system: a row of :data:`~semanticodec.systems.SYSTEMS`.
+        which: of the U-Net's weights.
+        prompts: whether the conditioners are wanted.
+    """
+    networks = latent_rules(average=average(system, which), lowpass=system.prompts is None)
+    if system.prompts is None:
+        return (*networks, Rule(r"clap\..+", DROP, "CLAP: super-resolution reads no text and ranks nothing"))
+    if not prompts:
+        return (*networks, *_PROMPTS)
+    return (*networks, *(_inside("prompts", rule) for rule in prompt_rules(system.prompts)))
+
+
+def _inside(component: str, rule: Rule) -> Rule:
+    if rule.target is None:
+        return rule
+    names = (rule.target,) if isinstance(rule.target, str) else rule.target
+    return rule._replace(target=tuple(f"{component}.{name}" for name in names))
+
+
+class SystemModel(nn.Module):
+    """The modules of one published system; ``prompts`` is None where there are no conditioners, or none were wanted."""
+
+    def __init__(self, system: SystemConfig, *, prompts: bool = True) -> None:
+        super().__init__()
+        self.config = system
+        self.latent = LatentDiffusion(system.latent, vae_encoder=True)
+        wanted = prompts and system.prompts is not None
+        self.prompts = PromptConditioner(PROMPTS[system.prompts]) if wanted and system.prompts else None
 
 
 def read(system: SystemConfig, path: Path, latent: LatentDiffusion) -> dict[str, Tensor]:
@@ -111,6 +141,43 @@ def read(system: SystemConfig, path: Path, latent: LatentDiffusion) -> dict[str,
     return dotted_averages(tensors, latent.unet.state_dict())
 
 
+def load_system(
+    system: SystemConfig,
+    place: str | os.PathLike[str] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    which: Which = "reference",
+    prompts: bool = True,
+) -> SystemModel:
+    """Load a published system.
+
+    Args:
+        system: a row of :data:`~semanticodec.systems.SYSTEMS`.
+        place: see :func:`locate`.
+        device: where the modules go.
+        dtype: of every floating-point tensor.
+        which: of the U-Net's weights.
+        prompts: whether to load the conditioners as well (needs the extra ``generation``).
+
+    Returns:
+        The modules, ready for inference.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or does not fit in every name and shape.
+        ConfigError: the conditioners need a library that is not installed.
+    """
+    path = locate(system, place)
+    remind(system)
+    with torch.device("meta"):
+        model = SystemModel(system, prompts=prompts)
+    rules = system_rules(system, which, prompts=prompts)
+    found, unmapped = apply_rules(rules, read(system, path, model.latent), {"latent", "prompts"})
+    found = matched(found, unmapped, model.state_dict(), f"{system.name} in {path}")
+    fill(model, found, device=device, dtype=dtype)
+    return model.eval().requires_grad_(False)
+
+
 def load_latent(
     system: SystemConfig,
     place: str | os.PathLike[str] | None = None,
@@ -119,30 +186,8 @@ def load_latent(
     dtype: torch.dtype = torch.float32,
     which: Which = "reference",
 ) -> LatentDiffusion:
-    """Load the U-Net, the autoencoder and the vocoder of a system.
-
-    Args:
-        system: a row of :data:`~semanticodec.systems.SYSTEMS`.
-        place: see :func:`locate`.
-        device: where the modules go.
-        dtype: of every floating-point tensor.
-        which: of the U-Net's weights.
-
-    Returns:
-        The modules, ready for inference.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or does not fit in every name and shape.
-    """
-    path = locate(system, place)
-    remind(system)
-    with torch.device("meta"):
-        latent = LatentDiffusion(system.latent, vae_encoder=True)
-    rules = (*system_rules(system, which), *ELSEWHERE)
-    found, unmapped = apply_rules(rules, read(system, path, latent), {"latent"})
-    own = {name.removeprefix("latent."): tensor for name, tensor in found.items()}
-    fill(latent, matched(own, unmapped, latent.state_dict(), f"{system.name} in {path}"), device=device, dtype=dtype)
-    return latent.eval().requires_grad_(False)
+    """Load the U-Net, the autoencoder and the vocoder of a system; see :func:`load_system`."""
+    return load_system(system, place, device=device, dtype=dtype, which=which, prompts=False).latent
 
 
 @functools.cache

@@ -11,9 +11,8 @@ from golden import Goldens
 
 from semanticodec.config import LatentConfig
 from semanticodec.errors import ConfigError
-from semanticodec.family import ELSEWHERE, average, system_rules
+from semanticodec.family import SystemModel, average, system_rules
 from semanticodec.keymap import apply_rules, dotted_averages
-from semanticodec.latent import LatentDiffusion
 from semanticodec.systems import SYSTEMS, SystemConfig, system
 from semanticodec.values import from_json, to_json
 
@@ -98,14 +97,14 @@ def test_every_tensor_has_a_place_and_every_place_a_tensor(
     """On the meta device: names and shapes of the whole published file (spec 10.2)."""
     row, golden = SYSTEMS[name], Goldens(family)
     with torch.device("meta"):
-        latent = LatentDiffusion(row.latent, vae_encoder=True)
-    assert sum(p.numel() for p in latent.unet.parameters()) / 1e6 == pytest.approx(TABLE[name][7], abs=0.005)
+        model = SystemModel(row)
+    assert sum(p.numel() for p in model.latent.unet.parameters()) / 1e6 == pytest.approx(TABLE[name][7], abs=0.005)
     published = golden.checkpoint(RECORDED.get(name, name))
-    targets = {f"latent.{key}": tuple(tensor.shape) for key, tensor in latent.state_dict().items()}
-    dotted = dotted_averages(published, latent.unet.state_dict())
+    targets = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    dotted = dotted_averages(published, model.latent.unet.state_dict())
     assert len(dotted) == len(published)
-    for which in ("raw", "average"):
-        found, unmapped = apply_rules((*system_rules(row, which), *ELSEWHERE), dotted, {"latent"})
+    for which in ("average", "reference"):
+        found, unmapped = apply_rules(system_rules(row, which), dotted, {"latent", "prompts"})
         unfilled = [key for key in targets if key not in found]
         assert (unmapped, unfilled) == ([], [])
         assert {key: tuple(tensor.shape) for key, tensor in found.items()} == targets
