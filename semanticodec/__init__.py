@@ -25,10 +25,12 @@ from .tokens import TokenDecoder, Vocabulary
 if TYPE_CHECKING:
     from .codec import SemantiCodec
     from .datasets import TokenDataset
+    from .corpus import CorpusOptions, tokenize_corpus, verify_corpus
     from .diffusion import SamplerOptions
     from .streaming import Decoder, Encoder, Sliding, StreamDecoder, StreamEncoder
 else:
     _LAZY = {
+        "CorpusOptions": "corpus",
         "Decoder": "streaming",
         "Encoder": "streaming",
         "SamplerOptions": "diffusion",
@@ -37,6 +39,8 @@ else:
         "StreamDecoder": "streaming",
         "StreamEncoder": "streaming",
         "TokenDataset": "datasets",
+        "tokenize_corpus": "corpus",
+        "verify_corpus": "corpus",
     }
 
     def __getattr__(name):
@@ -59,6 +63,7 @@ __all__ = [
     "CodecConfig",
     "CodesError",
     "ConfigError",
+    "CorpusOptions",
     "CorruptedError",
     "Decoder",
     "Encoder",
@@ -77,4 +82,6 @@ __all__ = [
     "Vocabulary",
     "WireError",
     "preset",
+    "tokenize_corpus",
+    "verify_corpus",
 ]

@@ -228,7 +228,7 @@ class SemantiCodec:
         rows = []
         for row in _mono16k(wave, sample_rate):
             windows = (window for (window,) in self._windows([row[None]]))
-            patches = torch.cat([self._patches(chunk) for chunk in _chunks(windows, self._windows_at_once)])
+            patches = torch.cat([self.window_features(chunk) for chunk in _chunks(windows, self._windows_at_once)])
             columns = self.config.columns(self.config.frames(len(row)))
             rows.append(patches.flatten(0, 1)[: columns * BANDS])
         return torch.stack(rows)
@@ -257,8 +257,18 @@ class SemantiCodec:
         encoder = self.config.encoder
         return fbank_windows(pieces, encoder.context * COLUMN, self.config.block, mark_end=encoder.mask_padding)
 
-    def _patches(self, windows: Tensor) -> Tensor:
-        """Run AudioMAE on windows and keep the coded columns: ``[N, rows, 128]`` to ``[N, columns * 8, D]``."""
+    def window_features(self, windows: Tensor) -> Tensor:
+        """Turn filter banks of single windows into features of their coded columns.
+
+        Args:
+            windows: ``[N, columns * 16, 128]``.
+
+        Returns:
+            ``[N, coded columns * 8, D]``, as :meth:`features` lays them out.
+
+        Raises:
+            ConfigError: the encoder half was not loaded.
+        """
         if self.model.mae is None:
             raise ConfigError("only the decoder half is loaded; use parts='all' or 'encoder' to encode")
         with torch.inference_mode():
@@ -267,13 +277,16 @@ class SemantiCodec:
 
     def encode_windows(self, windows: Tensor) -> Tensor:
         """Turn filter banks ``[N, columns * 16, 128]`` of single windows into codes ``[N, 2, F]``."""
-        patches = self._patches(windows)
+        return self.quantise(self.window_features(windows), windows)
+
+    def quantise(self, patches: Tensor, windows: Tensor) -> Tensor:
+        """Turn the features of windows into codes ``[N, 2, F]``; the filter banks tell where padding begins."""
         with torch.inference_mode():
             features = stack(patches, self.config.stack)
             books = self.model.codebooks
             semantic = nearest(features, books.semantic)
             padding = self._padding(windows, features.shape[1]) if self.config.encoder.mask_padding else None
-            assert self.model.residual is not None  # the two come together, and _patches has seen the other
+            assert self.model.residual is not None  # the two come together, and whoever has patches has the other
             residual = self.model.residual(features, books.semantic[semantic], padding)
             return torch.stack([semantic, nearest(residual, books.acoustic, root=True)], 1)
 

@@ -1,4 +1,4 @@
-"""The command line: ``semanticodec encode | decode | info | convert | demo | serve``.
+"""The command line: ``semanticodec encode | decode | info | tokenize | convert | demo | serve``.
 
 Exit codes: 0 all is well; 1 something could not be done, and a line on the standard error says what and why; 2 the
 command line makes no sense.  Progress shows only on a terminal.
@@ -14,7 +14,6 @@ import itertools
 import signal
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +22,8 @@ import typer
 from .. import wire
 from ..config import DEFAULT_PRESET, PRESETS
 from ..errors import AudioError, CheckpointError, ConfigError, CorruptedError
-from .jobs import ENDING, FORMATS, Job, Work, complain, find, plan, user_errors
+from .jobs import ENDING, FORMATS, Job, Precision, Work, complain, find, plan, user_errors
+from .tokenize import tokenize
 
 if TYPE_CHECKING:
     from ..codec import Parts, SemantiCodec
@@ -33,14 +33,6 @@ SHORT = 60
 """Seconds up to which files are read whole, to be encoded together."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-
-class Precision(StrEnum):
-    """Floating-point types of weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders, or - for the standard input.")]
@@ -242,6 +234,9 @@ def serve(context: typer.Context) -> None:
         raise typer.Exit(1) from None
 
     server(args=context.args, prog_name="semanticodec serve")
+
+
+app.command()(tokenize)
 
 
 def main() -> None:

@@ -1,0 +1,194 @@
+"""What describes a corpus: manifest.json, statistics.json, and the dataset card."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ..codec import SemantiCodec
+from ..config import CodecConfig, config_from_json
+from .records import printable
+from .shards import Marker, Output, read_rows
+
+if TYPE_CHECKING:
+    from .run import CorpusOptions
+
+VERSION = 1
+PACKAGES = ("semanticodec", "torch", "numpy", "soxr", "soundfile", "pyarrow")
+"""Packages that the codes, or the bytes of the shards, depend on."""
+
+
+def manifest(options: CorpusOptions, inputs: list[str]) -> dict[str, Any]:
+    """Return all that decides what a corpus is made of; equal manifests of equal inputs mean equal corpora."""
+    codec = options.work("cpu", 0).load()
+    config = codec.config
+    return {
+        "format": "semanticodec-corpus",
+        "version": VERSION,
+        "model": config.name,
+        "weights_sha256": codec.weights_hash,
+        "encoder_sha256": encoder_hash(codec),
+        "config": json.loads(config.to_json()),
+        "codebook_sizes": list(config.codebook_sizes),
+        "frame_rate": float(config.frame_rate),
+        "dtype": options.dtype,
+        "device_kind": options.kind,
+        "windows": {
+            "block_samples": config.block,
+            "context_columns": config.encoder.context,
+            "batch_seconds": options.seconds,
+        },
+        "seed": None,
+        "channels": options.channels,
+        "vad": f"webrtcvad {importlib.metadata.version('webrtcvad')}" if options.vad else None,
+        "keep_features": options.keep_features,
+        "shards": {"format": options.form, "megabytes": options.shard_mb},
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "libsndfile": _libsndfile(),
+        "inputs": [printable(name) for name in inputs],
+    }
+
+
+def _libsndfile() -> str:
+    import soundfile
+
+    return str(soundfile.__libsndfile_version__)
+
+
+def encoder_hash(codec: SemantiCodec) -> str:
+    """Return the SHA-256 over the weights that encode, names and values, as they were loaded."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(codec.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def statistics(output: Output, markers: list[Marker], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Read the corpus through and describe it: size, use of the codebooks, bits, duplicates."""
+    config = config_from_json(json.dumps(manifest["config"]))
+    counts = [np.zeros(size, np.int64) for size in config.codebook_sizes]
+    sounds: list[np.ndarray] = []
+    ids: list[np.ndarray] = []
+    rates: dict[int, int] = {}
+    frames = 0
+    if manifest["shards"]["format"] == "parquet" and any(marker.rows for marker in markers):
+        columns = ["id", "semantic", "acoustic", "frames", "sample_rate", "audio_sha256"]
+        for batch in read_rows(output.folder, columns):
+            for count, name in zip(counts, ("semantic", "acoustic"), strict=True):
+                count += np.bincount(batch.column(name).flatten().to_numpy(), minlength=len(count))
+            frames += int(batch.column("frames").to_numpy().sum())
+            for rate, number in zip(
+                *np.unique(batch.column("sample_rate").to_numpy(), return_counts=True), strict=True
+            ):
+                rates[int(rate)] = rates.get(int(rate), 0) + int(number)
+            sounds.append(_digests(batch.column("audio_sha256")))
+            ids.append(_digests(batch.column("id")))
+    rows = sum(marker.rows for marker in markers)
+    result: dict[str, Any] = {
+        "rows": rows,
+        "hours": round(sum(marker.seconds for marker in markers) / 3600, 6),
+        "failures": sum(marker.failures for marker in markers),
+        "shards": sum(bool(marker.files) for marker in markers),
+    }
+    if sounds:
+        result |= {
+            "frames": frames,
+            "sample_rates": {str(rate): rates[rate] for rate in sorted(rates)},
+            "codebooks": {
+                name: _usage(count, bits)
+                for name, count, bits in zip(("semantic", "acoustic"), counts, config.code_bits, strict=True)
+            },
+            "duplicates": rows - len(np.unique(np.concatenate(sounds))),
+            "duplicate_ids": rows - len(np.unique(np.concatenate(ids))),
+        }
+        result["net_bits_per_second"] = float(config.frame_rate * sum(config.code_bits))
+        entropy = sum(book["entropy_bits"] for book in result["codebooks"].values())
+        result["entropy_bits_per_second"] = round(float(config.frame_rate) * entropy, 3)
+    return result
+
+
+def _digests(column: pa.Array) -> np.ndarray:
+    """Return 8 bytes per value, enough to count duplicates among billions: one false one in 40 at 10^9 rows."""
+    short = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in column.to_pylist())
+    return np.frombuffer(b"".join(short), np.uint64)
+
+
+def _usage(counts: np.ndarray, bits: int) -> dict[str, Any]:
+    total = int(counts.sum())
+    p = counts[counts > 0] / max(1, total)
+    entropy = float(-(p * np.log2(p)).sum())
+    return {
+        "entries": len(counts),
+        "used": int((counts > 0).sum()),
+        "entropy_bits": round(entropy, 6),
+        "perplexity": round(2**entropy, 3),
+        "bits": bits,
+    }
+
+
+def readme(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
+    """Write the dataset card."""
+    config: CodecConfig = config_from_json(json.dumps(manifest["config"]))
+    parquet = manifest["shards"]["format"] == "parquet"
+    rows, hours = statistics["rows"], statistics["hours"]
+    head = ["---", "pretty_name: Audio tokens", "tags: [audio, audio-tokens, semanticodec]"]
+    if parquet and rows:
+        head += ["configs:", "- config_name: default", "  data_files:", "  - split: train", "    path: data/*.parquet"]
+    lines = [
+        *head,
+        "---",
+        "",
+        f"# {hours:,.2f} hours of sound as {config.name} codes",
+        "",
+        f"{rows:,} rows, {config.token_rate} tokens per second ({float(config.bitrate) / 1000:g} kbit/s net), made by "
+        f"semanticodec {manifest['packages']['semanticodec']} in {manifest['dtype']} on {manifest['device_kind']}.  "
+        f"{statistics['failures']:,} inputs could not be read and are listed in `failures.parquet`.",
+        "",
+        "| column | what it is |",
+        "|---|---|",
+        "| `id` | name of the recording |",
+        f"| `semantic`, `acoustic` | codes, uint16, {float(Fraction(config.frame_rate)):g} of each per second |",
+        "| `frames` | length of either |",
+        "| `samples`, `sample_rate` | of the recording, per channel |",
+        "| `source`, `offset` | where it came from, first sample |",
+        "| `channel` | null: channels were averaged |",
+        "| `text`, `metadata` | transcript, and a JSON object with every other field of the input |",
+        "| `audio_sha256` | of the samples as read (float32, interleaved) |",
+        "",
+    ]
+    if "codebooks" in statistics:
+        lines += ["| stream | entries | used | perplexity | bits | entropy |", "|---|---|---|---|---|---|"]
+        lines += [
+            f"| {name} | {book['entries']} | {book['used']} | {book['perplexity']:.1f} | {book['bits']} | "
+            f"{book['entropy_bits']:.2f} |"
+            for name, book in statistics["codebooks"].items()
+        ]
+        lines += [
+            "",
+            f"{statistics['duplicates']} rows repeat the sound of another row, {statistics['duplicate_ids']} its id.",
+            "",
+        ]
+    lines += [
+        "```python",
+        'codes = numpy.stack([row["semantic"], row["acoustic"]])[None].astype("int64")',
+        f'sound = SemantiCodec.from_pretrained("{config.name}").decode(codes)  # float32 [1, samples] at 16 kHz',
+        "```",
+        "",
+        f"Weights: codebooks `{manifest['weights_sha256']}`, encoder `{manifest['encoder_sha256']}`.  "
+        "`semanticodec tokenize verify` checks the files.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def describe(manifest: dict[str, Any]) -> CodecConfig:
+    """Return the configuration of the codec that made a corpus."""
+    return config_from_json(json.dumps(manifest["config"]))

@@ -1,0 +1,323 @@
+"""From items to samples: open whatever holds them, decode, mix, resample, cut into spans of windows.
+
+Everything is read piece by piece, so that hours take no more memory than seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import torch
+from fsspec.core import url_to_fs
+from torch import Tensor
+from torch.nn import functional
+
+from ..audio import FBANK_LOOKAHEAD, PIECE, Resampler, mono, open_sound, pieces
+from ..config import COLUMN, SAMPLE_RATE, CodecConfig
+from ..errors import AudioError, SemantiCodecError
+from .records import Event, Item, ItemDone, ItemFailed, RowFacts, Span, failure_of
+
+Channels = Literal["downmix", "split"]
+SPAN_SECONDS = 60
+"""About how much sound one span holds."""
+SLACK = 0.1
+"""Seconds by which a segment may end behind its recording: manifests round."""
+LONGEST_FEATURES = 3600
+"""Seconds of sound whose features one row holds at most: a list in Arrow has less than 2**31 entries."""
+STREAMED = 0x7FFF0000
+"""A chunk size from here on was written by a program that did not know the size yet."""
+_SIZES = re.compile(r"^\s*(?:data|SSND|riff|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How items become spans.
+
+    Args:
+        config: whose windows are cut.
+        channels: average them, or make a row of each.
+        vad: make a row of every stretch of speech.
+        keep_features: features are wanted, which limits how long a row may be.
+    """
+
+    config: CodecConfig
+    channels: Channels = "downmix"
+    vad: bool = False
+    keep_features: bool = False
+
+
+def read(index: int, item: Item, how: Reading) -> Iterator[Event]:
+    """Read one item.
+
+    Args:
+        index: of the item in its chunk.
+        item: what to read.
+        how: to read it.
+
+    Yields:
+        Spans and, per row, its facts; last of all that the item is done, or has failed, which voids what came before.
+    """
+    try:
+        rows = 0
+        for first, count in _segments(item, how):
+            for event in _read_segment(index, rows, item, how, first, count):
+                rows += isinstance(event, RowFacts)
+                yield event
+        if not rows:
+            raise AudioError("nobody speaks in this recording")
+        yield ItemDone(index, rows)
+    except (SemantiCodecError, OSError, EOFError, ValueError) as error:
+        yield failure_of(index, error)
+    except MemoryError:
+        yield ItemFailed(index, "MemoryError", "there is not enough memory to read it")
+
+
+@dataclass(frozen=True)
+class Sound:
+    """An open recording, or a segment of one.
+
+    Args:
+        rate: in Hz.
+        first: its first sample in the recording.
+        pieces: consecutive samples ``[channels, samples]``.
+    """
+
+    rate: int
+    first: int
+    pieces: Iterator[Tensor]
+
+
+@contextlib.contextmanager
+def open_item(item: Item, first: int | None = None, count: int | None = None) -> Iterator[Sound]:
+    """Open what an item stands for.
+
+    Args:
+        item: what to read.
+        first: sample to begin with instead of the item's start.
+        count: samples to read from there; None: to the end of the recording.
+
+    Raises:
+        AudioError: it is no audio, is cut short, or has no such segment.
+        OSError: it cannot be read.
+    """
+    if item.kind == "bad":
+        raise AudioError(item.extra)
+    if item.kind == "cut":
+        yield _load_cut(item)
+        return
+    with open_file(item) as file, open_sound(file) as sound:
+        if first is None:
+            first, count = _segment(item, sound)
+        if first:
+            sound.seek(first)
+        part = _whole(sound) if count is None else _some(sound, count)
+        yield Sound(sound.samplerate, first, _channel(part, item.channel))
+
+
+@contextlib.contextmanager
+def open_file(item: Item) -> Iterator[BinaryIO]:
+    """Open the bytes of a sound file, wherever they lie."""
+    if item.kind in ("parquet", "arrow"):
+        yield io.BytesIO(_cell(item))
+        return
+    file_system, path = url_to_fs(item.source)
+    if item.kind == "tar":
+        assert item.place is not None
+        offset, size = item.place
+        with file_system.open(path, "rb", cache_type="none") as file:
+            file.seek(offset)
+            data = file.read(size)
+        if len(data) < size:
+            raise AudioError(f"the archive ends {size - len(data)} bytes before the file does")
+        yield io.BytesIO(data)
+        return
+    with file_system.open(path, "rb") as file:
+        yield file
+
+
+def _cell(item: Item) -> bytes:
+    assert item.place is not None
+    group, row = item.place
+    column = _group(item.source, item.kind, item.extra, group)
+    value = column[row].as_py()
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(data, bytes):
+        return data
+    path = value.get("path") if isinstance(value, dict) else None
+    if path:
+        with fsspec.open(path, "rb") as file:
+            return bytes(file.read())
+    raise AudioError(f"row {item.member} has no bytes in its column {item.extra!r}")
+
+
+@functools.lru_cache(maxsize=2)
+def _group(source: str, kind: str, column: str, group: int) -> pa.ChunkedArray:
+    """Read the sound column of a row group; its rows follow each other, so few are kept."""
+    with fsspec.open(source, "rb") as file:
+        if kind == "parquet":
+            return pq.ParquetFile(file).read_row_group(group, [column]).column(0)
+        for number, batch in enumerate(pa.ipc.open_stream(file)):
+            if number == group:
+                return pa.chunked_array([batch.column(column)])
+    raise AudioError(f"{source} has no record batch {group}")
+
+
+def _load_cut(item: Item) -> Sound:
+    """Load what Lhotse describes: parts, mixtures and augmented versions of recordings."""
+    from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
+    from lhotse.serialization import deserialize_item
+
+    try:
+        cut = deserialize_item(json.loads(item.extra))
+        wave = torch.from_numpy(np.ascontiguousarray(cut.load_audio(), np.float32))
+    except (AudioLoadingError, DurationMismatchError, AssertionError, KeyError, TypeError) as error:
+        raise AudioError(f"Lhotse cannot load this cut: {error}") from error
+    rate = cut.sampling_rate
+    return Sound(rate, round(getattr(cut, "start", 0) * rate), iter(wave.split(PIECE, 1)))
+
+
+def _segment(item: Item, sound: soundfile.SoundFile) -> tuple[int, int | None]:
+    """Return the first sample of an item's segment and how many samples it has."""
+    if not item.start and item.duration is None:
+        return 0, None
+    rate, frames = sound.samplerate, sound.frames
+    first = round(item.start * rate)
+    if not 0 <= first < frames:
+        raise AudioError(f"the segment begins at {item.start} s, the recording has {frames / rate:.3f} s")
+    if item.duration is None:
+        return first, frames - first
+    count = round(item.duration * rate)
+    if count <= 0:
+        raise AudioError(f"the segment lasts {item.duration} s")
+    if first + count > frames + round(SLACK * rate):
+        end = item.start + item.duration
+        raise AudioError(f"the segment ends at {end:.3f} s, the recording has {frames / rate:.3f} s")
+    return first, min(count, frames - first)
+
+
+def _whole(sound: soundfile.SoundFile) -> Iterator[Tensor]:
+    """Read to the end, and make sure that it is where the header says.
+
+    libsndfile ends quietly where a file is cut short, and mends the size that it reports, but says so in its log.
+    """
+    for stated, seen in _SIZES.findall(sound.extra_info):
+        if int(seen) < int(stated) < STREAMED:
+            raise AudioError(f"cut short: the header promises {stated} bytes and {seen} follow")
+    start, samples = sound.tell(), 0
+    for piece in pieces(sound):
+        samples += piece.shape[1]
+        yield piece
+    if start + samples < sound.frames < STREAMED:
+        raise AudioError(f"cut short: the header promises {sound.frames} samples and {start + samples} can be read")
+
+
+def _some(sound: soundfile.SoundFile, count: int) -> Iterator[Tensor]:
+    """Read so many samples."""
+    left = count
+    for piece in pieces(sound):
+        yield piece[:, :left]
+        left -= piece.shape[1]
+        if left <= 0:
+            return
+    raise AudioError(f"cut short: {left} of the segment's {count} samples are missing")
+
+
+def _channel(parts: Iterator[Tensor], channel: int | None) -> Iterator[Tensor]:
+    for piece in parts:
+        if channel is None:
+            yield piece
+        elif channel < len(piece):
+            yield piece[channel : channel + 1]
+        else:
+            raise AudioError(f"channel {channel} is wanted, and the recording has {len(piece)}")
+
+
+def _segments(item: Item, how: Reading) -> Iterator[tuple[int | None, int | None]]:
+    """Yield the segments of an item that become rows: first sample and number of samples, None for the item's own."""
+    if not how.vad:
+        yield None, None
+        return
+    if item.kind == "cut":
+        raise AudioError("cuts that only Lhotse can load are not searched for speech; trim them there")
+    from .vad import speech
+
+    with open_item(item) as sound:
+        for first, stop in speech(sound.pieces, sound.rate):
+            yield sound.first + first, stop - first
+
+
+def _read_segment(
+    index: int, row: int, item: Item, how: Reading, first: int | None, count: int | None
+) -> Iterator[Event]:
+    """Read one segment into one row, or one per channel from ``row`` on."""
+    with open_item(item, first, count) as sound:
+        digest = hashlib.sha256()
+        samples = channels = 0
+
+        def rows() -> Iterator[Tensor]:
+            nonlocal samples, channels
+            resampler: Resampler | None = None
+            for piece in sound.pieces:
+                digest.update(piece.T.contiguous().numpy().tobytes())
+                samples, channels = samples + piece.shape[1], len(piece)
+                if how.keep_features and samples > LONGEST_FEATURES * sound.rate:
+                    raise AudioError(
+                        f"longer than {LONGEST_FEATURES} s, too long to keep features; cut it into segments"
+                    )
+                wave = mono(piece if how.channels == "split" else piece[None])
+                resampler = resampler or Resampler(sound.rate, SAMPLE_RATE, len(wave))
+                yield resampler.push(wave)
+            if resampler is not None:
+                yield resampler.flush()
+
+        spans = 0
+        for wave, end in cut_spans(rows(), how.config):
+            for number, part in enumerate(wave):
+                yield Span(index, row + number, spans, part.numpy(), end)
+            spans += 1
+        split = how.channels == "split" and channels > 1
+        where = f"@{sound.first}" if first is not None else ""
+        for number in range(channels if split else 1):
+            channel = item.channel if item.channel is not None else number if split else 0 if channels == 1 else None
+            suffix = where + (f"#{number}" if split else "")
+            facts = (sound.rate, samples, sound.first, channel, suffix, digest.hexdigest())
+            yield RowFacts(index, row + number, spans, *facts)
+
+
+def cut_spans(waves: Iterator[Tensor], config: CodecConfig) -> Iterator[tuple[Tensor, bool]]:
+    """Cut consecutive samples into runs of whole windows.
+
+    Args:
+        waves: consecutive samples ``[B, S]`` at 16 kHz.
+        config: whose windows are meant.
+
+    Yields:
+        ``[B, context + windows * block + lookahead]``, silence before the first and after the last sample, and whether
+        it is the last; the windows are those of :func:`semanticodec.audio.fbank_windows`.
+    """
+    context, block = config.encoder.context * COLUMN, config.block
+    size = context + max(1, SPAN_SECONDS * SAMPLE_RATE // block) * block + FBANK_LOOKAHEAD
+    held: Tensor | None = None
+    for wave in waves:
+        held = torch.cat([wave.new_zeros(len(wave), context) if held is None else held, wave], 1)
+        while held.shape[1] >= size:
+            yield held[:, :size], False
+            held = held[:, size - context - FBANK_LOOKAHEAD :]
+    if held is None or held.shape[1] == context:
+        raise AudioError("there are no samples")
+    windows = -(-(held.shape[1] - context) // block)
+    whole = context + windows * block + FBANK_LOOKAHEAD
+    yield functional.pad(held[:, :whole], (0, max(0, whole - held.shape[1]))), True

@@ -1,0 +1,294 @@
+"""Tokenise a corpus: list it, hand it to an engine, commit what comes back, finish."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from ..codec import DTYPES, usable_device
+from ..config import DEFAULT_PRESET
+from ..errors import ConfigError
+from . import card, local
+from .encoding import CPU_SECONDS, GPU_SECONDS
+from .inputs import Plan, find_items
+from .reading import Channels
+from .records import Finished, Item
+from .shards import CARD, FAILURES, MANIFEST, STATISTICS, Committer, Output, read_failures, write_atomic, write_json
+from .worker import Work
+from .writers import Format
+
+Engine = Literal["local", "ray"]
+CHUNK_ITEMS = 64
+"""Items in a chunk at most."""
+CHUNK_BATCHES = 32
+"""Calls of the encoder that a chunk of long recordings is good for, at least: the last one is seldom full."""
+BYTES_PER_SECOND = 32_000
+"""Of sound, as a guess where only the size of a file is known: 16-bit samples at 16 kHz."""
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """How a corpus is tokenised.
+
+    Args:
+        model: a preset's name, or a folder with weights.
+        preset: which preset to take from a folder with several.
+        engine: "local" processes, or a "ray" cluster.
+        address: of the Ray cluster; None starts one here, "auto" finds the one that runs here.
+        devices: where to encode, one worker per GPU: ("cuda:0", "cuda:1").  Ray places its actors itself: ("cuda",).
+        workers: encoding processes on a CPU, decoding threads per GPU, decoding tasks of Ray; None: one per core.
+        dtype: floating-point type of the weights; codes are promised to be the same everywhere for float32 on CPUs.
+        batch_seconds: of sound in one call of the networks; None takes what is good for the device.
+        channels: "downmix" averages channels, "split" makes a row of each.
+        vad: make a row of every stretch of speech (WebRTC's detector).
+        keep_features: keep the continuous features too, float16: hundreds of times as large as the codes.
+        form: of the shards: "parquet", "webdataset" or "shar".
+        shard_mb: about how many megabytes a shard has.
+    """
+
+    model: str | os.PathLike[str] = DEFAULT_PRESET
+    preset: str | None = None
+    engine: Engine = "local"
+    address: str | None = None
+    devices: tuple[str, ...] = ("cpu",)
+    workers: int | None = None
+    dtype: str = "float32"
+    batch_seconds: float | None = None
+    channels: Channels = "downmix"
+    vad: bool = False
+    keep_features: bool = False
+    form: Format = "parquet"
+    shard_mb: float = 200
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("engine", self.engine, get_args(Engine)),
+            ("channels", self.channels, get_args(Channels)),
+            ("form", self.form, get_args(Format)),
+            ("dtype", self.dtype, tuple(str(kind).removeprefix("torch.") for kind in DTYPES)),
+        ):
+            if value not in choices:
+                raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
+        for name, number in (
+            ("workers", self.workers),
+            ("batch_seconds", self.batch_seconds),
+            ("shard_mb", self.shard_mb),
+        ):
+            if number is not None and not number > 0:
+                raise ConfigError(f"{name}={number!r} must be more than 0")
+        if not self.devices:
+            raise ConfigError("devices is empty; name one, such as 'cpu'")
+
+    @property
+    def cores(self) -> int:
+        """How many CPU workers there are."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+    @property
+    def kind(self) -> str:
+        """The kind of device that encodes."""
+        return torch.device(self.devices[0]).type
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of sound in one call of the networks."""
+        return self.batch_seconds or (CPU_SECONDS if self.kind == "cpu" else GPU_SECONDS)
+
+    def work(self, device: str, readers: int) -> Work:
+        """Return what a worker on a device is told."""
+        return Work(
+            os.fspath(self.model),
+            self.preset,
+            device,
+            self.dtype,
+            self.seconds,
+            readers,
+            self.channels,
+            self.vad,
+            self.keep_features,
+        )
+
+    def works(self) -> list[Work]:
+        """Return what each local worker is told."""
+        if self.kind == "cpu":
+            return [self.work("cpu", 0)] * self.cores
+        return [self.work(device, max(1, self.cores // len(self.devices))) for device in self.devices]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Args:
+        items: inputs dealt with, failures included.
+        total: inputs in all.
+        seconds: of sound tokenised, earlier runs included.
+        new_seconds: of sound tokenised by this run.
+        failures: inputs that gave no row.
+    """
+
+    items: int
+    total: int
+    seconds: float
+    new_seconds: float
+    failures: int
+
+
+def tokenize_corpus(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    options: CorpusOptions | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> dict[str, Any]:
+    """Turn a corpus of sound into shards of codes.
+
+    Args:
+        inputs: files, folders, globs and manifests, local or as URLs that fsspec knows.
+        output: local folder for the result.
+        options: how; None takes mini on every core.
+        resume: go on with what an earlier run left in ``output``; harmless if there is none.
+        overwrite: delete the corpus in ``output`` first.
+        progress: is told how far the run is.
+
+    Returns:
+        The statistics, as in ``statistics.json``.
+
+    Raises:
+        ConfigError: inputs or options make no sense, or ``output`` holds a corpus and neither ``resume`` nor
+            ``overwrite`` is given, or one of other options.
+        CheckpointError: weights are missing or damaged.
+    """
+    options = options or CorpusOptions()
+    names = [os.fspath(name) for name in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
+    if not names:
+        raise ConfigError("there are no inputs")
+    folder = Output(Path(output))
+    for device in options.devices:
+        if options.engine == "local":
+            usable_device(device)
+    manifest = card.manifest(options, names)
+    _prepare(folder, manifest, resume=resume, overwrite=overwrite)
+    if folder.complete:
+        return dict(json.loads((folder.folder / STATISTICS).read_text()))
+    with _locked(folder):
+        plan = _plan(folder, names, options)
+        committer = Committer(folder, len(plan), options.form, int(options.shard_mb * 1e6))
+        watch = _Watch(plan, committer, progress)
+        committer.advance()
+        for finished in _engine(options, plan, committer.missing()):
+            committer.add(finished)
+            watch.tell(finished)
+        statistics = _finish(folder, committer, manifest)
+    shutil.rmtree(folder.work)
+    return statistics
+
+
+def _prepare(folder: Output, manifest: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Make sure that the folder is for this run."""
+    if folder.folder.exists() and not folder.folder.is_dir():
+        raise ConfigError(f"{folder.folder} is a file; the output is a folder")
+    if folder.started and overwrite:
+        folder.clear()
+    stated = folder.folder / MANIFEST if folder.complete else folder.work / "run.json"
+    if folder.started and stated.exists():
+        if not resume:
+            raise ConfigError(
+                f"{folder.folder} holds a corpus already; --resume goes on with it, --overwrite deletes it"
+            )
+        before = json.loads(stated.read_text())
+        changed = [name for name in manifest if before.get(name) != manifest[name]]
+        if changed:
+            told = "; ".join(f"{name} was {before.get(name)!r} and is {manifest[name]!r}" for name in changed)
+            raise ConfigError(f"{folder.folder} was begun with other options: {told}"[:2000])
+        return
+    folder.parts.mkdir(parents=True, exist_ok=True)
+    write_json(folder.work / "run.json", manifest)
+
+
+@contextlib.contextmanager
+def _locked(folder: Output) -> Iterator[None]:
+    """Keep two runs out of one folder."""
+    with (folder.work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another run is writing to {folder.folder}") from error
+        yield
+
+
+def _plan(folder: Output, names: list[str], options: CorpusOptions) -> Plan:
+    """List the inputs, once: a run that goes on takes the list of the first."""
+    path = folder.work / "plan.parquet"
+    if not path.exists():
+        limit = int(options.seconds * CHUNK_BATCHES * BYTES_PER_SECOND)
+        Plan.write(path, find_items(names), CHUNK_ITEMS, limit)
+    return Plan(path)
+
+
+def _engine(options: CorpusOptions, plan: Plan, missing: Iterator[int]) -> Iterator[Finished]:
+    chunks: Iterator[tuple[int, list[Item]]] = ((chunk, plan[chunk]) for chunk in missing)
+    if options.engine == "local":
+        return local.run(chunks, options.works())
+    try:
+        from . import cluster
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is missing; pip install 'semanticodec[corpus]'") from error
+    return cluster.run(chunks, options)
+
+
+class _Watch:
+    """Counts what is done."""
+
+    def __init__(self, plan: Plan, committer: Committer, progress: Callable[[Progress], None] | None) -> None:
+        self._plan, self._progress = plan, progress
+        done = [(marker.first, marker.stop) for marker in committer.markers]
+        self._items = sum(plan.size(chunk) for first, stop in done for chunk in range(first, stop))
+        self._seconds = sum(marker.seconds for marker in committer.markers)
+        self._failures = sum(marker.failures for marker in committer.markers)
+        for finished in committer.known():
+            self._count(finished)
+        self._new = 0.0
+        self._report()
+
+    def _count(self, finished: Finished) -> None:
+        self._items += self._plan.size(finished.chunk)
+        self._seconds += finished.seconds
+        self._failures += len(finished.failures)
+
+    def tell(self, finished: Finished) -> None:
+        """Count a chunk of this run."""
+        self._count(finished)
+        self._new += finished.seconds
+        self._report()
+
+    def _report(self) -> None:
+        if self._progress is not None:
+            self._progress(Progress(self._items, self._plan.items, self._seconds, self._new, self._failures))
+
+
+def _finish(folder: Output, committer: Committer, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write what describes the corpus; the manifest, which says that it is complete, comes last."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    failures = read_failures(folder, len(committer.markers))
+    sink = pa.BufferOutputStream()
+    pq.write_table(failures, sink, compression="zstd")
+    write_atomic(folder.folder / FAILURES, sink.getvalue())
+    statistics = card.statistics(folder, committer.markers, manifest)
+    write_json(folder.folder / STATISTICS, statistics)
+    write_atomic(folder.folder / CARD, card.readme(manifest, statistics).encode())
+    write_json(folder.folder / MANIFEST, manifest)
+    return statistics

@@ -1,0 +1,252 @@
+"""Check a finished corpus: hashes, columns, ranges, and whether encoding again gives the same codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..config import SAMPLE_RATE, CodecConfig, config_from_json
+from ..errors import ConfigError, SemantiCodecError
+from .inputs import find_items
+from .records import Item, unprintable
+from .shards import DATA, FAILURES, MANIFEST, STATISTICS, Output, sha256_of
+from .worker import Tokeniser, Work
+
+FAULTS = 100
+"""Faults that are told one by one."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Args:
+        rows: read and checked.
+        faults: what is wrong; empty if all is well.
+        sampled: rows that were encoded again.
+        lost: sampled rows whose sound is gone, has changed or cannot be read alone.
+        agreement: share of equal (semantic, acoustic) codes among the sampled rows, None if there are none.
+    """
+
+    rows: int
+    faults: tuple[str, ...]
+    sampled: int
+    lost: tuple[str, ...]
+    agreement: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        """Say it in a few lines."""
+        lines = [f"{self.rows} rows checked, {len(self.faults)} faults", *self.faults]
+        if self.agreement is not None:
+            semantic, acoustic = self.agreement
+            lines.append(
+                f"{self.sampled} rows encoded again: {semantic:.4%} of the semantic and {acoustic:.4%} of the acoustic "
+                "codes are the same"
+            )
+        return "\n".join([*lines, *(f"not encoded again: {reason}" for reason in self.lost)])
+
+
+def verify_corpus(
+    folder: str | os.PathLike[str],
+    *,
+    sample: int = 16,
+    model: str | os.PathLike[str] | None = None,
+    preset: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Report:
+    """Re-read a corpus and encode a sample of it again.
+
+    Args:
+        folder: written by :func:`semanticodec.corpus.tokenize_corpus`.
+        sample: rows to encode again, spread evenly; only Parquet shards can be sampled.
+        model: weights to encode with; None takes the preset that the corpus names.
+        preset: which preset to take from a folder with several.
+        device: to encode on.
+        dtype: to encode in.
+
+    Raises:
+        ConfigError: there is no finished corpus in ``folder``.
+        CheckpointError: the weights are not there.
+    """
+    output = Output(Path(folder))
+    if not output.complete:
+        state = "is not finished: --resume goes on with it" if output.started else "holds no corpus"
+        raise ConfigError(f"{folder} {state}")
+    manifest = json.loads((output.folder / MANIFEST).read_text())
+    config = config_from_json(json.dumps(manifest["config"]))
+    check = _Check(output, manifest, config)
+    check.files()
+    if manifest["shards"]["format"] == "parquet":
+        check.rows()
+    agreement, sampled, lost = None, 0, []
+    picked = check.pick(sample)
+    if picked:
+        work = Work(
+            os.fspath(model or manifest["model"]),
+            preset,
+            device,
+            dtype,
+            manifest["windows"]["batch_seconds"],
+            0,
+            manifest["channels"],
+            vad=False,
+            keep_features=False,
+        )
+        agreement, sampled, lost = _encode_again(picked, work)
+    return Report(check.total, tuple(check.faults), sampled, tuple(lost), agreement)
+
+
+class _Check:
+    """Goes through a corpus and collects what is wrong."""
+
+    def __init__(self, output: Output, manifest: dict[str, Any], config: CodecConfig) -> None:
+        self._output, self._manifest, self._config = output, manifest, config
+        self.faults: list[str] = []
+        self.total = 0
+        self._good: list[Path] = []
+
+    def fault(self, text: str) -> None:
+        """Note a fault."""
+        if len(self.faults) < FAULTS:
+            self.faults.append(text)
+
+    def files(self) -> None:
+        """Compare every file with its done-marker."""
+        data = self._output.folder / DATA
+        try:
+            markers = self._output.markers()
+        except SemantiCodecError as error:
+            self.fault(str(error))
+            return
+        expected = {name: digest for marker in markers for name, digest in marker.files.items()}
+        for name, digest in sorted(expected.items()):
+            path = data / name
+            if not path.is_file():
+                self.fault(f"{path} is missing")
+            elif sha256_of(path) != digest:
+                self.fault(f"{path} has changed since it was written")
+            else:
+                self._good.append(path)
+        present = {path.name for path in data.iterdir()} if data.is_dir() else set()
+        for name in sorted(present - expected.keys()):
+            self.fault(f"{data / name} belongs to no shard")
+        stated = json.loads((self._output.folder / STATISTICS).read_text())
+        listed = pq.read_metadata(self._output.folder / FAILURES).num_rows
+        if self._manifest["shards"]["format"] != "parquet":
+            self.total = sum(marker.rows for marker in markers)
+        for name, count in (("rows", sum(m.rows for m in markers)), ("failures", sum(m.failures for m in markers))):
+            if stated[name] != count:
+                self.fault(f"statistics.json counts {stated[name]} {name}, the done-markers {count}")
+        if listed != stated["failures"]:
+            self.fault(f"failures.parquet has {listed} lines, {stated['failures']} are stated")
+
+    def rows(self) -> None:
+        """Check every row of the undamaged shards."""
+        for path in self._good:
+            file = pq.ParquetFile(path)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group).combine_chunks()
+                for batch in table.to_batches():
+                    self._batch(path.name, batch)
+
+    def _batch(self, name: str, batch: pa.RecordBatch) -> None:
+        self.total += batch.num_rows
+        frames = batch.column("frames").to_numpy()
+        samples = [
+            self._config.frames(-(-count * SAMPLE_RATE // rate))
+            for count, rate in zip(
+                batch.column("samples").to_pylist(), batch.column("sample_rate").to_pylist(), strict=True
+            )
+        ]
+        for stream, size in zip(("semantic", "acoustic"), self._config.codebook_sizes, strict=True):
+            column = batch.column(stream)
+            lengths = column.value_lengths().to_numpy()
+            codes = column.flatten().to_numpy()
+            if len(codes) and codes.max() >= size:
+                self.fault(f"{name}: {stream} codes reach {codes.max()}, the codebook ends at {size - 1}")
+            for index in np.flatnonzero((lengths != frames) | (lengths != samples)):
+                row = batch.column("id")[int(index)].as_py()
+                self.fault(f"{name}: {row!r} has {lengths[index]} {stream} codes, {samples[index]} are due")
+
+    def pick(self, count: int) -> list[dict[str, Any]]:
+        """Return rows that are spread evenly over the undamaged shards."""
+        paths = [path for path in self._good if path.suffix == ".parquet"]
+        sizes = [pq.read_metadata(path).num_rows for path in paths]
+        total = sum(sizes)
+        wanted = sorted({int(Fraction(2 * k + 1, 2 * count) * total) for k in range(count)}) if total else []
+        picked: list[dict[str, Any]] = []
+        before = 0
+        for path, size in zip(paths, sizes, strict=True):
+            inside = [index - before for index in wanted if before <= index < before + size]
+            before += size
+            if inside:
+                picked += _take(pq.ParquetFile(path), inside)
+        return picked
+
+
+def _take(file: pq.ParquetFile, indices: list[int]) -> list[dict[str, Any]]:
+    """Read single rows of a Parquet file."""
+    rows: list[dict[str, Any]] = []
+    before = 0
+    for group in range(file.num_row_groups):
+        size = file.metadata.row_group(group).num_rows
+        inside = [index - before for index in indices if before <= index < before + size]
+        before += size
+        if inside:
+            columns = [name for name in file.schema_arrow.names if name != "features"]
+            rows += file.read_row_group(group, columns).take(inside).to_pylist()
+    return rows
+
+
+def _encode_again(rows: list[dict[str, Any]], work: Work) -> tuple[tuple[float, float] | None, int, list[str]]:
+    tokeniser = Tokeniser(work)
+    equal, seen, sampled = np.zeros(2), 0, 0
+    lost = []
+    for row in rows:
+        try:
+            finished = tokeniser.run(0, [_item(row, work)])
+        except (SemantiCodecError, OSError, tarfile.TarError) as error:
+            lost.append(f"{row['id']}: {error}")
+            continue
+        again = [one for one in finished.rows.to_pylist() if row["channel"] in (None, one["channel"])]
+        if not again:
+            lost.append(f"{row['id']}: {finished.failures[0]['reason']}")
+        elif again[0]["audio_sha256"] != row["audio_sha256"]:
+            lost.append(f"{row['id']}: {row['source']} holds another sound now")
+        else:
+            sampled, seen = sampled + 1, seen + row["frames"]
+            for stream, name in enumerate(("semantic", "acoustic")):
+                equal[stream] += np.count_nonzero(np.equal(again[0][name], row[name]))
+    agreement = (float(equal[0] / seen), float(equal[1] / seen)) if seen else None
+    return agreement, sampled, lost
+
+
+def _item(row: dict[str, Any], work: Work) -> Item:
+    """Return what a row was made of: the same file, offset and length."""
+    channel = row["channel"] if work.channels == "downmix" else None
+    start, duration = row["offset"] / row["sample_rate"], row["samples"] / row["sample_rate"]
+    source = unprintable(row["source"])
+    archive, mark, member = source.rpartition("#")
+    for candidate in (row["source"], source):
+        if not mark or os.path.exists(candidate):
+            return Item(row["id"], "file", candidate, start=start, duration=duration, channel=channel)
+    with fsspec.open(archive, "rb"):
+        pass
+    for item in find_items([archive]):
+        if item.member == member:
+            if item.kind == "cut":
+                return item
+            return dataclasses.replace(item, start=start, duration=duration, channel=channel)
+    raise ConfigError(f"{row['source']} is no longer there")
