@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import hashlib
 import io
@@ -299,7 +300,7 @@ def test_split_stereo_makes_a_row_per_channel(clips: Path):
     left, right, only = rows_of(Tokeniser(work).run(0, items))
     assert [left["id"], right["id"], only["id"]] == ["b.flac#0", "b.flac#1", "a.wav"]
     assert (left["channel"], right["channel"], only["channel"]) == (0, 1, 0)
-    assert left["semantic"] != right["semantic"]
+    assert left["acoustic"] != right["acoustic"]
     wave, rate = soundfile.read(clips / "b.flac", dtype="float32")
     codec = Tokeniser(work)._encoder._codec
     for channel, row in enumerate((left, right)):
@@ -463,7 +464,7 @@ def test_shards_are_a_function_of_the_results_alone(tmp_path: Path):
     assert ids == [f"{chunk}-{row}" for chunk in range(10) for row in range(3)]
 
 
-@pytest.mark.parametrize("call", range(0, 60, 3))
+@pytest.mark.parametrize("call", range(0, 32, 3))
 def test_a_commit_interrupted_anywhere_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int):
     """Every rename and deletion is a moment at which the power may fail."""
     commit(tmp_path / "whole", list(range(10)))
@@ -628,6 +629,7 @@ def test_verify_finds_what_is_wrong(clips: Path, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Lhotse leaves its files open
 def test_webdataset_and_shar(clips: Path, tmp_path: Path):
     lhotse = pytest.importorskip("lhotse")
     options = {form: CorpusOptions(model="mini-25", batch_seconds=5.12, form=form) for form in ("webdataset", "shar")}
@@ -654,6 +656,7 @@ def test_webdataset_and_shar(clips: Path, tmp_path: Path):
         row = expected[cut.id]
         assert cut.load_codes().T.tolist() == [row["semantic"], row["acoustic"]]
         assert cut.duration == pytest.approx(row["samples"] / row["sample_rate"])
+    gc.collect()
 
 
 @pytest.mark.usefixtures("here")

@@ -54,6 +54,9 @@ def tokenize(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Encoders on a CPU, else decoding threads or tasks.  [default: the cores]")
     ] = None,
+    encoders: Annotated[
+        int | None, typer.Option(min=1, help="Ray: encoding actors at most.  [default: the cores, or the GPUs]")
+    ] = None,
     dtype: Annotated[Precision, typer.Option(help="Floating-point type to compute in.")] = Precision.float32,
     batch_seconds: Annotated[
         float | None, typer.Option(min=0.1, help="Sound in one call of the encoder.  [default: the device's]")
@@ -89,6 +92,7 @@ def tokenize(
             address=address,
             devices=tuple(devices.split(",")),
             workers=workers,
+            encoders=encoders,
             dtype=dtype.value,
             batch_seconds=batch_seconds,
             channels="split" if split_stereo else "downmix",

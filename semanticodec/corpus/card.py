@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,9 @@ import torch
 
 from ..codec import SemantiCodec
 from ..config import CodecConfig, config_from_json
+from .options import CorpusOptions
 from .records import printable
 from .shards import Marker, Output, read_rows
-
-if TYPE_CHECKING:
-    from .run import CorpusOptions
 
 VERSION = 1
 PACKAGES = ("semanticodec", "torch", "numpy", "soxr", "soundfile", "pyarrow")
@@ -187,8 +185,3 @@ def readme(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def describe(manifest: dict[str, Any]) -> CodecConfig:
-    """Return the configuration of the codec that made a corpus."""
-    return config_from_json(json.dumps(manifest["config"]))

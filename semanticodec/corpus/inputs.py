@@ -233,7 +233,9 @@ def _metadata(fields: dict[str, Any]) -> str | None:
 def _archive(source: str) -> Iterator[Item]:
     """Return the sounds of a WebDataset shard with the .json and .txt of the same key."""
     with fsspec.open(source, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        key, sounds, about = "", [], {}
+        key = ""
+        sounds: list[tarfile.TarInfo] = []
+        about: dict[str, bytes] = {}
         for member in tar:
             if not member.isfile():
                 continue

@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection, wait
 import pyarrow as pa
 
 from ..errors import SemantiCodecError
-from .records import Assembler, Finished, Item, ItemFailed, schema
+from .reading import Reading
+from .records import Assembler, Event, Finished, Item, ItemDone, ItemFailed, schema
 from .worker import Work
 
 ENTRY = "from semanticodec.corpus.worker import main; main()"
@@ -53,43 +54,37 @@ class _Job:
         failures = [failure for part in self.done for failure in part.failures]
         return Finished(self.chunk, rows, failures, sum(part.seconds for part in self.done))
 
-    def bury(self, work: Work, status: int | None) -> None:
+    def bury(self, work: Work, status: int) -> None:
         """A worker has died of the task: take the chunk apart, try the item again, or give it up."""
         if not self.apart:
             self.apart, self.done = True, []
             return
         self.deaths += 1
         if self.deaths >= DEATHS:
-            how = f"signal {-status}" if status is not None and status < 0 else f"exit code {status}"
-            dead = ItemFailed(0, "WorkerDied", f"{self.deaths} workers died reading or encoding it, of {how}")
-            failure = Assembler.failure(self.items[len(self.done)], dead)
+            failure = Assembler.failure(self.items[len(self.done)], _killer(0, status))
             self.done.append(Finished(self.chunk, schema(work.keep_features).empty_table(), [failure], 0.0))
             self.deaths = 0
 
 
-class _Worker:
+class _Process:
     """A worker process and our end of its pipe."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, work: Work | Reading) -> None:
         self.pipe, theirs = Pipe()
         assert isinstance(theirs, Connection)
         with theirs:
             command = [sys.executable, "-c", ENTRY, str(theirs.fileno())]
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        self.ready = False
-        self.job: _Job | None = None
         with contextlib.suppress(BrokenPipeError):  # its death is noticed where it is waited for
             self.pipe.send(work)
 
-    def give(self, job: _Job) -> None:
+    def send(self, task: object) -> None:
         """Hand out a task."""
-        self.job = job
         with contextlib.suppress(BrokenPipeError):
-            self.pipe.send(job.task)
+            self.pipe.send(task)
 
-    def stop(self) -> int | None:
-        """End the process."""
+    def stop(self) -> int:
+        """End the process; return how it ended."""
         self.pipe.close()
         self.process.terminate()
         try:
@@ -97,6 +92,21 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
+
+
+class _Worker:
+    """A process that tokenises, and what it is at."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.process = _Process(work)
+        self.ready = False
+        self.job: _Job | None = None
+
+    def give(self, job: _Job) -> None:
+        """Hand out a task."""
+        self.job = job
+        self.process.send(job.task)
 
 
 def run(chunks: Iterator[tuple[int, list[Item]]], works: list[Work]) -> Iterator[Finished]:
@@ -116,7 +126,7 @@ def run(chunks: Iterator[tuple[int, list[Item]]], works: list[Work]) -> Iterator
     try:
         pool.workers = [_Worker(work) for work in works]
         while busy := [worker for worker in pool.workers if worker.job is not None or not worker.ready]:
-            by_pipe = {worker.pipe: worker for worker in busy}
+            by_pipe = {worker.process.pipe: worker for worker in busy}
             for pipe in wait(list(by_pipe)):
                 assert isinstance(pipe, Connection)
                 finished = pool.attend(by_pipe[pipe])
@@ -124,7 +134,7 @@ def run(chunks: Iterator[tuple[int, list[Item]]], works: list[Work]) -> Iterator
                     yield finished
     finally:
         for worker in pool.workers:
-            worker.stop()
+            worker.process.stop()
 
 
 class _Pool:
@@ -139,7 +149,7 @@ class _Pool:
     def attend(self, worker: _Worker) -> Finished | None:
         """Deal with a worker that has something to say, or is dead; return the chunk that is now finished."""
         try:
-            answer = worker.pipe.recv()
+            answer = worker.process.pipe.recv()
         except (EOFError, OSError):
             return self._replace(worker)
         if isinstance(answer, Exception):
@@ -167,7 +177,7 @@ class _Pool:
 
     def _replace(self, worker: _Worker) -> Finished | None:
         """Put a new worker in the place of a dead one; return the chunk that giving up an item has finished."""
-        status = worker.stop()
+        status = worker.process.stop()
         self._stillborn = 0 if worker.ready else self._stillborn + 1
         if self._stillborn >= STILLBORN:
             raise SemantiCodecError(f"{self._stillborn} workers died while they started, the last with {status}")
@@ -179,3 +189,38 @@ class _Pool:
         if finished is None:
             self._again.append(worker.job)
         return finished
+
+
+def read_apart(items: list[Item], how: Reading) -> Iterator[Event]:
+    """Read items in another process, which may die of one: after two in a row the item has failed."""
+    process = _Process(how)
+    try:
+        for index, item in enumerate(items):
+            status = 0
+            for _ in range(DEATHS):
+                try:
+                    yield from _events(process, index, item)
+                    break
+                except (EOFError, OSError):
+                    status = process.stop()
+                    process = _Process(how)
+            else:
+                yield _killer(index, status)
+    finally:
+        process.stop()
+
+
+def _events(process: _Process, index: int, item: Item) -> Iterator[Event]:
+    process.send((index, item))
+    event: Event | None = None
+    while not isinstance(event, ItemDone | ItemFailed):
+        event = process.pipe.recv()
+        if isinstance(event, Exception):
+            raise event
+        assert event is not None
+        yield event
+
+
+def _killer(index: int, status: int) -> ItemFailed:
+    how = f"signal {-status}" if status < 0 else f"exit code {status}"
+    return ItemFailed(index, "WorkerDied", f"{DEATHS} workers died of reading or encoding it, the last of {how}")

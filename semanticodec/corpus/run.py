@@ -10,118 +10,25 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-import torch
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ..codec import DTYPES, usable_device
-from ..config import DEFAULT_PRESET
+from ..codec import usable_device
 from ..errors import ConfigError
 from . import card, local
-from .encoding import CPU_SECONDS, GPU_SECONDS
 from .inputs import Plan, find_items
-from .reading import Channels
+from .options import CorpusOptions
 from .records import Finished, Item
 from .shards import CARD, FAILURES, MANIFEST, STATISTICS, Committer, Output, read_failures, write_atomic, write_json
-from .worker import Work
-from .writers import Format
 
-Engine = Literal["local", "ray"]
 CHUNK_ITEMS = 64
 """Items in a chunk at most."""
 CHUNK_BATCHES = 32
 """Calls of the encoder that a chunk of long recordings is good for, at least: the last one is seldom full."""
 BYTES_PER_SECOND = 32_000
 """Of sound, as a guess where only the size of a file is known: 16-bit samples at 16 kHz."""
-
-
-@dataclass(frozen=True)
-class CorpusOptions:
-    """How a corpus is tokenised.
-
-    Args:
-        model: a preset's name, or a folder with weights.
-        preset: which preset to take from a folder with several.
-        engine: "local" processes, or a "ray" cluster.
-        address: of the Ray cluster; None starts one here, "auto" finds the one that runs here.
-        devices: where to encode, one worker per GPU: ("cuda:0", "cuda:1").  Ray places its actors itself: ("cuda",).
-        workers: encoding processes on a CPU, decoding threads per GPU, decoding tasks of Ray; None: one per core.
-        dtype: floating-point type of the weights; codes are promised to be the same everywhere for float32 on CPUs.
-        batch_seconds: of sound in one call of the networks; None takes what is good for the device.
-        channels: "downmix" averages channels, "split" makes a row of each.
-        vad: make a row of every stretch of speech (WebRTC's detector).
-        keep_features: keep the continuous features too, float16: hundreds of times as large as the codes.
-        form: of the shards: "parquet", "webdataset" or "shar".
-        shard_mb: about how many megabytes a shard has.
-    """
-
-    model: str | os.PathLike[str] = DEFAULT_PRESET
-    preset: str | None = None
-    engine: Engine = "local"
-    address: str | None = None
-    devices: tuple[str, ...] = ("cpu",)
-    workers: int | None = None
-    dtype: str = "float32"
-    batch_seconds: float | None = None
-    channels: Channels = "downmix"
-    vad: bool = False
-    keep_features: bool = False
-    form: Format = "parquet"
-    shard_mb: float = 200
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("engine", self.engine, get_args(Engine)),
-            ("channels", self.channels, get_args(Channels)),
-            ("form", self.form, get_args(Format)),
-            ("dtype", self.dtype, tuple(str(kind).removeprefix("torch.") for kind in DTYPES)),
-        ):
-            if value not in choices:
-                raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
-        for name, number in (
-            ("workers", self.workers),
-            ("batch_seconds", self.batch_seconds),
-            ("shard_mb", self.shard_mb),
-        ):
-            if number is not None and not number > 0:
-                raise ConfigError(f"{name}={number!r} must be more than 0")
-        if not self.devices:
-            raise ConfigError("devices is empty; name one, such as 'cpu'")
-
-    @property
-    def cores(self) -> int:
-        """How many CPU workers there are."""
-        return self.workers or len(os.sched_getaffinity(0))
-
-    @property
-    def kind(self) -> str:
-        """The kind of device that encodes."""
-        return torch.device(self.devices[0]).type
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of sound in one call of the networks."""
-        return self.batch_seconds or (CPU_SECONDS if self.kind == "cpu" else GPU_SECONDS)
-
-    def work(self, device: str, readers: int) -> Work:
-        """Return what a worker on a device is told."""
-        return Work(
-            os.fspath(self.model),
-            self.preset,
-            device,
-            self.dtype,
-            self.seconds,
-            readers,
-            self.channels,
-            self.vad,
-            self.keep_features,
-        )
-
-    def works(self) -> list[Work]:
-        """Return what each local worker is told."""
-        if self.kind == "cpu":
-            return [self.work("cpu", 0)] * self.cores
-        return [self.work(device, max(1, self.cores // len(self.devices))) for device in self.devices]
 
 
 @dataclass(frozen=True)
@@ -241,10 +148,8 @@ def _engine(options: CorpusOptions, plan: Plan, missing: Iterator[int]) -> Itera
     chunks: Iterator[tuple[int, list[Item]]] = ((chunk, plan[chunk]) for chunk in missing)
     if options.engine == "local":
         return local.run(chunks, options.works())
-    try:
-        from . import cluster
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is missing; pip install 'semanticodec[corpus]'") from error
+    from . import cluster  # Ray takes seconds to import
+
     return cluster.run(chunks, options)
 
 
@@ -280,9 +185,6 @@ class _Watch:
 
 def _finish(folder: Output, committer: Committer, manifest: dict[str, Any]) -> dict[str, Any]:
     """Write what describes the corpus; the manifest, which says that it is complete, comes last."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     failures = read_failures(folder, len(committer.markers))
     sink = pa.BufferOutputStream()
     pq.write_table(failures, sink, compression="zstd")

@@ -247,7 +247,7 @@ def _weight(finished: Finished) -> int:
     table = finished.rows
     features = table.column("features").combine_chunks() if "features" in table.column_names else None
     frames = pc.sum(table.column("frames")).as_py() or 0
-    return 4 * frames + ROW_BYTES * table.num_rows + (0 if features is None else 2 * len(features.flatten()))
+    return int(4 * frames) + ROW_BYTES * table.num_rows + (0 if features is None else 2 * len(features.flatten()))
 
 
 def read_failures(output: Output, shards: int) -> pa.Table:

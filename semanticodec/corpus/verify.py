@@ -90,7 +90,8 @@ def verify_corpus(
     check.files()
     if manifest["shards"]["format"] == "parquet":
         check.rows()
-    agreement, sampled, lost = None, 0, []
+    agreement: tuple[float, float] | None = None
+    sampled, lost = 0, list[str]()
     picked = check.pick(sample)
     if picked:
         work = Work(
@@ -213,7 +214,7 @@ def _take(file: pq.ParquetFile, indices: list[int]) -> list[dict[str, Any]]:
 def _encode_again(rows: list[dict[str, Any]], work: Work) -> tuple[tuple[float, float] | None, int, list[str]]:
     tokeniser = Tokeniser(work)
     equal, seen, sampled = np.zeros(2), 0, 0
-    lost = []
+    lost: list[str] = []
     for row in rows:
         try:
             finished = tokeniser.run(0, [_item(row, work)])
@@ -240,7 +241,7 @@ def _item(row: dict[str, Any], work: Work) -> Item:
     source = unprintable(row["source"])
     archive, mark, member = source.rpartition("#")
     for candidate in (row["source"], source):
-        if not mark or os.path.exists(candidate):
+        if os.path.exists(candidate) or (not mark and candidate == source):
             return Item(row["id"], "file", candidate, start=start, duration=duration, channel=channel)
     with fsspec.open(archive, "rb"):
         pass

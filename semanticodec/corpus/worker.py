@@ -19,7 +19,9 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from ..checkpoints import locate
 from ..codec import SemantiCodec
+from ..config import CodecConfig
 from ..errors import SemantiCodecError
 from .encoding import WindowEncoder
 from .reading import Channels, Reading, read
@@ -54,6 +56,10 @@ class Work:
     channels: Channels
     vad: bool
     keep_features: bool
+
+    def load_config(self) -> CodecConfig:
+        """Return the configuration of the model; no weights are read."""
+        return locate(self.model, self.preset).config
 
     def load(self) -> SemantiCodec:
         """Load the encoder half; on a CPU one thread is used, and more workers are the way to use more cores."""
@@ -131,7 +137,11 @@ def main() -> None:
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     pipe = Connection(int(sys.argv[1]))
     try:
-        work: Work = pipe.recv()
+        work: Work | Reading = pipe.recv()
+        if isinstance(work, Reading):
+            while True:
+                for event in read(*pipe.recv(), work):
+                    pipe.send(event)
         tokeniser = Tokeniser(work)
         pipe.send(None)
         while True:
