@@ -1,7 +1,7 @@
 """Tokenise corpora of sound for audio language models: from one folder to a Ray cluster.
 
 ``records`` has what flows and the columns of the result; ``inputs`` lists what there is, ``reading`` decodes it and
-``encoding`` turns windows into codes; ``local`` (``worker`` processes) and ``cluster`` (Ray) are the engines; ``shards``
+``encoding`` turns windows into codes; ``local`` (processes, ``worker``) and ``cluster`` (Ray) are engines; ``shards``
 commits, ``card`` describes and ``verify`` checks the result; ``run`` holds it all together.
 """
 
