@@ -24,8 +24,8 @@ from .tokens import TokenDecoder, Vocabulary
 
 if TYPE_CHECKING:
     from .codec import SemantiCodec
-    from .datasets import TokenDataset
     from .corpus import CorpusOptions, tokenize_corpus, verify_corpus
+    from .datasets import TokenDataset
     from .diffusion import SamplerOptions
     from .streaming import Decoder, Encoder, Sliding, StreamDecoder, StreamEncoder
 else:
