@@ -203,6 +203,8 @@ async def _listen(s: Connection, sink: Player | Recorder) -> None:
                 s.report(underruns=sink.buffer.underruns, delay=sink.buffer.delay // 1_000_000)
         elif isinstance(item, Marker):
             whole = item.flush
+            if isinstance(sink, Recorder):
+                sink.put(item)
         elif isinstance(item, Left):
             _say(f"connection lost ({item.reason}); trying again")
         elif isinstance(item, Room):

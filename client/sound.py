@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from semanticodec.errors import AudioError
+from semanticodec.wire.messages import Marker
 
 from .events import AudioChunk, Restarted, Samples
 from .jitter import JitterBuffer
@@ -142,7 +143,8 @@ class Player:
 class Recorder:
     """Write a stream to a file, or as 16-bit little-endian samples to the standard output, in its own time.
 
-    What is missing becomes silence, so that the recording is as long as what was said.
+    What is missing becomes silence, so that the recording is as long as what was said.  What fills up the last block
+    of a recording is known when a marker comes: a file's last second waits for it, a pipe's sound does not.
 
     Attributes:
         begun: whether anything has come.
@@ -151,6 +153,8 @@ class Recorder:
     def __init__(self, path: str, sample_rate: int) -> None:
         self.begun = False
         self._next: int | None = None
+        self._held = np.zeros(0, np.float32)
+        self._hold = 0 if path == "-" else sample_rate
         self._most = 60 * sample_rate
         self._file: Any = None
         if path != "-":
@@ -161,8 +165,14 @@ class Recorder:
             except (OSError, TypeError, ValueError, soundfile.LibsndfileError) as error:
                 raise AudioError(f"{path} cannot be written: {error}") from error
 
-    def put(self, event: AudioChunk | Restarted) -> None:
-        """Append a chunk."""
+    def put(self, event: AudioChunk | Restarted | Marker) -> None:
+        """Append a chunk, or take off what lies behind a marker."""
+        if isinstance(event, Marker):
+            if event.flush and event.at is not None and self._next is not None:
+                surplus = self._next - event.at
+                self._held = self._held[: max(0, len(self._held) - max(0, surplus))]
+                self._next = event.at
+            return
         self.begun = True
         if isinstance(event, Restarted):
             self._next = None
@@ -175,10 +185,15 @@ class Recorder:
 
     def close(self) -> None:
         """Finish the file."""
+        self._hold = 0
+        self._write(self._held[:0])
         if self._file is not None:
             self._file.close()
 
     def _write(self, samples: Samples) -> None:
+        whole = np.concatenate([self._held, samples])
+        ready = max(0, len(whole) - self._hold)
+        samples, self._held = whole[:ready], whole[ready:]
         if self._file is not None:
             self._file.write(samples)
             return

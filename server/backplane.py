@@ -206,6 +206,11 @@ class Backplane:
         """Let others publish."""
         await self._redis.eval(_RELEASE, 1, f"sc:publisher:{room}", session)
 
+    async def publisher(self, room: str) -> bytes | None:
+        """Return the session that publishes in a room, on whichever server."""
+        found: bytes | None = await self._redis.get(f"sc:publisher:{room}")
+        return found
+
     async def last(self, room: str) -> Entry | None:
         """Return the last entry of a room's stream."""
         found = await self._redis.xrevrange(f"sc:room:{room}", count=1)

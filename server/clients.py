@@ -63,6 +63,7 @@ class Client:
         self.failed = False
         self.counted = 0
         self.feed: Feed | None = None
+        self.bundle: list[Block] = []
         self.worked_off = 0
         self.until: int | None = None
         self._chunks: deque[tuple[int, int]] = deque()

@@ -90,7 +90,8 @@ class Room:
         open_decoder: opens a stream of the engine that decodes for those who want sound.
 
     Attributes:
-        publisher: who sends, if anybody.
+        publisher: who sends, if anybody here does.
+        elsewhere: whether somebody on another server sends.
         next: number of the next block.
         decoder: open while somebody wants sound.
         coming: those who are about to enter.
@@ -98,6 +99,7 @@ class Room:
 
     def __init__(self, open_decoder: Callable[[Callable[[Event], None]], Handle], clock: Callable[[], int]) -> None:
         self.publisher: Listener | None = None
+        self.elsewhere = False
         self.next = 0
         self.decoder: Handle | None = None
         self.coming = 0
@@ -166,7 +168,7 @@ class Room:
     def announce(self) -> None:
         """Tell everybody who is here."""
         listeners = self.listeners
-        news = messages.Room(self.publisher is not None, len(listeners))
+        news = messages.Room(self.publisher is not None or self.elsewhere, len(listeners))
         for member in [*listeners, *([self.publisher] if self.publisher else [])]:
             member.session.tell(news)
             member.wake()

@@ -299,14 +299,25 @@ class Service:
             if client.session.codes_out is not None:
                 client.session.send_block(event, self._clock())
             if client.decode is not None:
-                client.decode.put(event)
+                self._hear(client, event)
         elif isinstance(event, Mark):
             self._marked(client, event)
         elif isinstance(event, Fence):
+            self._hear(client, None)
             event.then()
         client.wake()
 
+    def _hear(self, client: Client, block: Block | None) -> None:
+        """Decode a transcoder's blocks when they would reach a listener: whole bundles, or (None) what there is."""
+        out = client.session.codes_out
+        client.bundle += [] if block is None else [block]
+        if client.decode is not None and (block is None or out is None or len(client.bundle) >= out.bundle):
+            for one in client.bundle:
+                client.decode.put(one)
+            client.bundle.clear()
+
     def _marked(self, client: Client, mark: Mark) -> None:
+        self._hear(client, None)
         self._publish(client, mark)
         if client.session.codes_out is not None:
             client.session.mark("codes", flush=mark.flush, at=mark.at, tag=mark.tag)

@@ -71,7 +71,7 @@ class Offer:
     Args:
         geometry: of the codes; its rates are those of ``presets``.
         presets: names, one per rate.
-        weights: first 8 hexadecimal digits of the hash of each preset's weights.
+        weights: first 8 hexadecimal digits of the SHA-256 of each preset's codebooks.
         rate: token rate to begin with.
     """
 
@@ -217,7 +217,7 @@ class Session:
         if self._inlet is None or self._inlet.kind != kind:
             raise Refused(Code.WRONG_ORDER, f"a {self.hello.role} client that sends {self.hello.send} sent {kind}")
         if isinstance(message, Audio | Codes):
-            stop = message.seq + (message.count if isinstance(message, Codes) else 1)
+            stop = message.seq + self._inlet.units(message)
             if stop > self._granted:
                 raise Refused(Code.OVERRUN, f"unit {stop - 1} was sent; those before {self._granted} are granted")
             if isinstance(message, Audio) and len(message.data) % (2 if self.hello.sample_format == "s16" else 4):

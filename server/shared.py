@@ -28,6 +28,7 @@ from .backplane import Backplane, Entry, Feed, Place, Record
 from .clients import Client, Link
 from .connection import State
 from .limits import SECOND, Limits
+from .rooms import Room
 from .service import Service
 from .session import Session
 
@@ -37,6 +38,8 @@ ATTEMPTS, WAIT = 20, 0.02
 """How often, and how many seconds apart, a room is looked at until what is kept fits what has been heard here."""
 RENEW = 5
 """Seconds between renewals of what would run out."""
+WATCH = 1
+"""Seconds between looks at who publishes elsewhere."""
 
 
 class Shared:
@@ -53,7 +56,9 @@ class Shared:
         self._service, self._backplane, self._limits, self._clock = service, backplane, limits, clock
         self._name = secrets.token_hex(8)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: set[bytes] = set()
         self._spawn(self._renew())
+        self._spawn(self._watch())
 
     async def close(self) -> None:
         """Write what waits, and stop; rooms and sessions stay for the others."""
@@ -81,6 +86,7 @@ class Shared:
         room = client.session.hello.room
         if client.feed is not None:
             client.feed.close()
+        self._leaving.add(client.session.id)
         self._spawn(self._forget(client.session.id, room))
 
     async def _written(self, client: Client, then: Callable[[], None]) -> None:
@@ -236,6 +242,8 @@ class Shared:
         if hello.role == "publish" and hello.room is not None:
             client.worked_off = units
             client.feed = Feed(self._backplane, hello.room, id_, place, units, partial(self._cut, client))
+        elif hello.room is not None:
+            await self._look(hello.room, self._service.room(hello.room))
         await self._keep(client)
 
     def _cut(self, client: Client, reason: str) -> None:
@@ -250,11 +258,14 @@ class Shared:
             await self._backplane.keep(client.session.id, record)
 
     async def _forget(self, session: bytes, room: str | None) -> None:
-        record = await self._backplane.find(session)
-        if record is not None and record.server == self._name:
-            await self._backplane.forget(session)
-            if room is not None:
-                await self._backplane.release(room, session)
+        try:
+            record = await self._backplane.find(session)
+            if record is not None and record.server == self._name:
+                await self._backplane.forget(session)
+                if room is not None:
+                    await self._backplane.release(room, session)
+        finally:
+            self._leaving.discard(session)
 
     async def _renew(self) -> None:
         while True:
@@ -264,6 +275,24 @@ class Shared:
                     await self._refresh(client)
                 except (RedisError, OSError) as error:
                     log.warning("backplane", extra={"reason": str(error)})
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH)
+            for name, room in list(self._service.rooms.items()):
+                with contextlib.suppress(RedisError, OSError):
+                    await self._look(name, room)
+
+    async def _look(self, name: str, room: Room) -> None:
+        """Tell those who listen here when somebody elsewhere begins or ceases to publish."""
+        session = await self._backplane.publisher(name)
+        elsewhere = session is not None and session not in self._service.clients and session not in self._leaving
+        if elsewhere != room.elsewhere:
+            room.elsewhere = elsewhere
+            if elsewhere:
+                room.announce()
+            else:
+                room.settle(room.announce)
 
     async def _refresh(self, client: Client) -> None:
         """Remember a session that is still here, and keep its room for it."""

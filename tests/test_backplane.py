@@ -145,9 +145,10 @@ def test_what_was_said_before_a_bye_is_heard_everywhere(redis: str) -> None:
         async with (
             two(redis) as (a, b),
             peer(a, listen("audio", room="last", features=("room",))) as near,
-            peer(b, listen("codes", room="last")) as far,
+            peer(b, listen("codes", room="last", features=("room",))) as far,
             peer(a, publish(room="last")) as publisher,
         ):
+            await far.until(lambda: Room(True, 1) in far.of(Room))  # live, though the publisher is elsewhere
             await publisher.audio(wave)
             await publisher.say(Bye())
             await publisher.closed()
@@ -155,8 +156,14 @@ def test_what_was_said_before_a_bye_is_heard_everywhere(redis: str) -> None:
             assert len(near.heard()) == 7 * BLOCK
             assert [m.at for m in near.of(Marker)] == [len(wave)]
             assert isinstance(near.inbox[-1], Room)
-            await far.until(lambda: bool(far.of(Marker)))
+            await far.until(lambda: bool(far.of(Marker)) and not far.of(Room)[-1].live)
             assert len(far.blocks()) == 7
+            async with peer(b, publish(room="last")):
+                await far.until(lambda: far.of(Room)[-1].live)
+                await near.until(lambda: near.of(Room)[-1].live)
+            await asyncio.sleep(1.2)  # a publisher without a connection keeps its room
+            assert far.of(Room)[-1].live
+            assert near.of(Room)[-1].live
 
     run(test)
 

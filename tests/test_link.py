@@ -69,10 +69,10 @@ class TestGeometry:
 
     def test_blocks_that_would_not_unpack_are_refused(self):
         good = bytes(12) + b"\xf0"
-        assert MINI.split(good * 2, 25, 2) == [good, good]
-        for data, rate, count in [(good, 25, 2), (good, 30, 1), (bytes(12) + b"\x01", 25, 1), (b"", 25, 1)]:
+        assert MINI.split(good * 2, 25) == [good, good]
+        for data, rate in [(good + b"\0", 25), (good, 30), (bytes(12) + b"\x01", 25), (b"", 25), (good * 33, 25)]:
             with pytest.raises(CorruptedError):
-                MINI.split(data, rate, count)
+                MINI.split(data, rate)
         with pytest.raises(CodesError, match="wanted"):
             MINI.pack(np.zeros((2, 5), np.int64), 25)
 
@@ -301,12 +301,12 @@ class TestCodesOut:
             out.push(block(seq), 0)
         first = out.pull(0)
         assert isinstance(first, Codes)
-        assert (first.seq, first.count, first.rate, first.at, len(first.data)) == (0, 3, None, None, 150)
+        assert (first.seq, first.rate, first.at, len(first.data)) == (0, None, None, 150)
         assert out.pull(0) is None
         assert out.due() == 3 * BLOCK_NS
         late = out.pull(3 * BLOCK_NS)
         assert isinstance(late, Codes)
-        assert (late.seq, late.count) == (3, 1)
+        assert (late.seq, len(late.data)) == (3, 50)
         assert out.due() is None
 
     def test_a_marker_a_rate_switch_or_a_flushed_block_closes_a_bundle(self):
@@ -319,10 +319,10 @@ class TestCodesOut:
         out.push(Block(bytes(25), 50, 15000 + 5120), 0)
         out.sender.lose(2, "source")
         seen = [out.pull(0) for _ in range(5)]
-        assert [(m.seq, m.count, m.rate, m.at) for m in seen if isinstance(m, Codes)] == [
-            (0, 1, None, None),
-            (1, 2, 50, None),
-            (3, 2, 50, 15000),
+        assert [(m.seq, len(m.data), m.rate, m.at) for m in seen if isinstance(m, Codes)] == [
+            (0, 50, None, None),
+            (1, 50, 50, None),
+            (3, 50, 50, 15000),
         ]
         assert seen[2] == Marker(id=1, seq=3, flush=True, at=15000, tag=9)
         assert seen[4] == Missing(5, 7, "source", total=2)
@@ -331,7 +331,7 @@ class TestCodesOut:
         out = codes_out(bundle=2)
         for at in (0, 9000, 9000 + 5120):
             out.push(Block(bytes(50), 100, at), 0)
-        assert [(m.count, m.at) for m in (out.pull(0), out.pull(0))] == [(1, None), (2, 9000)]
+        assert [(len(m.data), m.at) for m in (out.pull(0), out.pull(0))] == [(50, None), (100, 9000)]
 
     def test_what_the_other_end_would_refuse_is_refused_here(self):
         for bad in (Block(bytes(49), 100, 0), Block(bytes(50), 99, 0), Block(bytes(50), 100, 0, b"x")):
@@ -379,7 +379,7 @@ class TestInlet:
         inlet = Inlet("codes", MINI, 100, 64)
         bad = [
             Codes(seq=0, data=bytes(49)),
-            Codes(seq=0, data=bytes(50), count=2),
+            Codes(seq=0, data=bytes(75)),
             Codes(seq=0, data=bytes(50), rate=99),
             Codes(seq=9, data=bytes(50), copies=bytes(13 * 9), copy_rate=25),
             Codes(seq=9, data=bytes(50), copies=bytes(12), copy_rate=25),

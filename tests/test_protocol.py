@@ -99,12 +99,15 @@ def test_the_close_codes():
 
 
 def test_the_overhead():
-    for blocks, size, whole, framed, rate in table(PAGE, "blocks"):
-        message = len(encode(Codes(1000, bytes(50 * int(blocks)), int(blocks))))
-        server, client = frame_bytes(message, masked=False), frame_bytes(message, masked=True)
-        bits = [round(8 * octets / (0.32 * int(blocks))) for octets in (server, client)]
-        assert (size, whole) == (str(50 * int(blocks)), str(message))
-        assert (framed, rate) == (f"{server} ({client})", f"{bits[0]} ({bits[1]})")
+    for blocks, size, whole, framed, *rates in table(PAGE, "blocks"):
+        count = int(blocks)
+        for rate, found in zip((None, 50), rates, strict=True):
+            message = len(encode(Codes(1000, bytes((25 if rate else 50) * count), rate=rate)))
+            server, client = frame_bytes(message, masked=False), frame_bytes(message, masked=True)
+            bits = [round(8 * octets / (0.32 * count)) for octets in (server, client)]
+            assert found == f"{bits[0]} ({bits[1]})"
+            if rate is None:
+                assert (size, whole, framed) == (str(50 * count), str(message), f"{server} ({client})")
 
 
 def moves(diagram: str, states: type[Enum]) -> set[tuple[object, object]]:

@@ -155,7 +155,7 @@ class Peer:
         geometry, found = models().geometry, []
         for message in self.of(Codes):
             rate = message.rate or self.ready.rate
-            parts = geometry.split(message.data, rate, message.count)
+            parts = geometry.split(message.data, rate)
             found += [(message.seq + i, rate, part) for i, part in enumerate(parts)]
         return found
 
@@ -238,6 +238,32 @@ def test_transcode_both_ways() -> None:
             whole = codec("mini", 100).decode(a.codes(), seed=0)[0].numpy().clip(-1, 1)
             for one in (a, b):
                 np.testing.assert_array_equal(one.heard(), whole)
+
+    run(test)
+
+
+def test_a_transcoder_hears_itself_when_a_listener_would() -> None:
+    async def test() -> None:
+        wave = sound(5 * BLOCK)
+        hello = Hello("transcode", "audio", ("codes", "audio"), sample_format="f32")
+        async with serving() as server, peer(server, hello) as one:
+            await one.say(Tune(bundle=2))
+            await one.audio(wave[: 3 * BLOCK + 320], flush=False)
+            await one.until(lambda: len(one.blocks()) == 2 and bool(one.of(Audio)))
+            # The third block is coded, and waits for the fourth to share its message.
+            client = next(iter(server.service.clients.values()))
+            while not client.bundle:
+                await asyncio.sleep(0.01)
+            codes, audio = (next(i for i, m in enumerate(one.inbox) if isinstance(m, kind)) for kind in (Codes, Audio))
+            assert codes < audio
+            await asyncio.sleep(0.2)
+            assert len(one.heard()) < 2 * BLOCK
+            await one.audio(wave[3 * BLOCK + 320 :], begin=3 * BLOCK + 320)
+            await one.until(lambda: len(one.of(Marker)) == 2)
+            size = len(one.blocks()[0][2])
+            assert [len(m.data) // size for m in one.of(Codes)] == [2, 2, 1]
+            whole = codec("mini", 100).decode(one.codes(), seed=0)[0].numpy().clip(-1, 1)
+            np.testing.assert_array_equal(one.heard(), whole)
 
     run(test)
 
@@ -358,10 +384,13 @@ def test_copies_reach_those_who_want_them() -> None:
                 geometry = models().geometry
                 assert [bool(m.copies) for m in listener.of(Codes)] == [False, True, True, True]
                 for message in listener.of(Codes)[1:]:
-                    copies = geometry.split(message.copies, 25, min(2, message.seq))
+                    copies = geometry.split(message.copies, 25)
                     for i, copy in enumerate(copies):
                         at = 4 * (message.seq - len(copies) + i)
                         np.testing.assert_array_equal(geometry.unpack(copy, 25), low[0, :, at : at + 4].numpy())
+                    assert len(copies) == min(2, message.seq)
+                await listener.say(Bye())
+                await listener.closed()
             tuned = next(iter(server.service.clients.values())).tuned
             while tuned is not None and tuned.copies:  # nobody wants them any more
                 await asyncio.sleep(0.01)

@@ -449,7 +449,7 @@ class TestSubscribing:
         connection = opened(dataclasses.replace(SUBSCRIBE, latency=320))
         for seq in range(3):
             connection.session.send_block(block(seq), 0)
-        assert [(m.seq, m.count) for m in pulled(connection)] == [(0, 2)]
+        assert [(m.seq, len(m.data)) for m in pulled(connection)] == [(0, 100)]
         assert connection.due() == 2 * MINI.block_ns
         connection.receive(encode(Tune(bundle=1, copies=2)), 0)
         assert pulled(connection) == [Tune(rate=100, copies=2, bundle=1), Codes(2, block(2).data)]

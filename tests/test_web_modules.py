@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chrome import MARKS, launched, opened
+from chrome import MARKS, opened
 from echo import BLOCK, Echo
 from playwright.sync_api import Page
 
+from benchmarks.page import launched
 from semanticodec.wire.messages import Codes, decode
 
 pytestmark = MARKS
@@ -93,16 +94,16 @@ def test_damaged_messages_are_refused(page: Page, examples: list[bytes]) -> None
 def test_codes_are_unpacked(page: Page) -> None:
     seen = page.evaluate(
         """async () => {
-          const {Geometry, crc32, frameBytes} = await import('/protocol.js');
+          const {Geometry, crc16, frameBytes} = await import('/protocol.js');
           const geometry = new Geometry({block: 5120, code_bits: [12, 13], rates: [25]});
           const data = [0x00, 0x10, 0x02, 0x00, 0x30, 0x04, 0x00, 0x28, 0x01, 0x80, 0x0e, 0x00, 0x80];
-          const [{semantic, acoustic}] = geometry.unpack(Uint8Array.from(data), 25, 1);
-          const crc = crc32(new TextEncoder().encode('123456789'));
+          const [{semantic, acoustic}] = geometry.unpack(Uint8Array.from(data), 25);
+          const crc = crc16(new TextEncoder().encode('123456789'));
           const frames = [[64, false], [64, true], [416, true], [70000, false]].map((c) => frameBytes(...c));
           return [[...semantic], [...acoustic], crc, frames];
         }"""
     )
-    assert seen == [[1, 2, 3, 4], [5, 6, 7, 8], 0xCBF43926, [66, 70, 424, 70010]]
+    assert seen == [[1, 2, 3, 4], [5, 6, 7, 8], 0x29B1, [66, 70, 424, 70010]]
 
 
 @pytest.mark.parametrize(("source", "target"), [(48000, 16000), (44100, 16000), (16000, 44100), (16000, 16000)])

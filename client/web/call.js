@@ -173,6 +173,7 @@ export class Call extends EventTarget {
     clearTimeout(this.last);
     this.capture?.stop();
     this.player?.stop();
+    if (this.options.mode === "speak") this.session.flush();
     if (this.link.state !== "closed") this.link.stop();
     if (this.monitor && this.monitor.state !== "closed") this.monitor.stop();
     this.tell("ended");

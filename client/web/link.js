@@ -37,6 +37,8 @@ export class Link extends EventTarget {
 
   /** End the session as agreed. */
   stop() {
+    // What was said before the bye is still coded, so it goes first.
+    this.send();
     this.session.say({ type: "bye" });
     this.send();
     this.finish(1000, "");

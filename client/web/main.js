@@ -9,6 +9,8 @@ import { Spectrogram } from "./spectrogram.js";
 const $ = (id) => document.getElementById(id);
 const controls = $("controls");
 const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`)?.value;
+/** Codes per second at first: one block per message then stays below 1.4 kbit/s with all framing. */
+const RATE = 50;
 const ROOM = /^[A-Za-z0-9._-]{1,64}$/;
 const query = new URLSearchParams(location.search);
 
@@ -170,7 +172,7 @@ function begin(context, source) {
   Object.assign(app, { call, context, starting: false, used: true });
   call.addEventListener("state", ({ detail }) => showState(detail));
   call.addEventListener("ready", ({ detail }) => {
-    showRates(detail.rates, detail.rate);
+    showRates(detail.rates, detail.rates.includes(RATE) ? RATE : detail.rate);
     const rate = detail.rates.indexOf(Number(chosen("rate")) || detail.rate);
     $("server-preset").textContent = `Served by ${detail.presets[Math.max(0, rate)]}.`;
   });
@@ -254,7 +256,8 @@ function retune() {
 }
 
 function prepare() {
-  showRates([100, 50, 25], 100);
+  showRates([100, 50, 25], RATE);
+  meters.promise(RATE);
   applyTheme(document.documentElement.dataset.theme);
   const room = query.get("room");
   $("room").value = ROOM.test(room ?? "") ? room : `room-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;

@@ -79,11 +79,10 @@ const MESSAGES = {
   codes: [5, {
     seq: [1, seq],
     data: [2, octets(1, 32768)],
-    count: [3, integer(1, MAX_BUNDLE), 1],
-    rate: [4, rate, null],
-    at: [5, seq, null],
-    copies: [6, octets(0, 32768), new Uint8Array()],
-    copy_rate: [7, rate, null],
+    rate: [3, rate, null],
+    at: [4, seq, null],
+    copies: [5, octets(0, 32768), new Uint8Array()],
+    copy_rate: [6, rate, null],
   }],
   ack: [6, { next: [1, seq], limit: [2, seq, null], kind: [3, kind, "codes"], marker: [4, seq, 0] }],
   marker: [7, {
@@ -133,7 +132,9 @@ const MESSAGES = {
   }],
 };
 const NAMES = new Map(Object.entries(MESSAGES).map(([name, [tag]]) => [tag, name]));
+const CODES = 5;
 const CODES_DATA = 2;
+const CRC_BYTES = 2;
 
 /** Return the bytes of a message that this page may send; it never sends codes. */
 export function encode(message) {
@@ -152,7 +153,7 @@ export function encode(message) {
 export function decode(bytes) {
   const map = unpackMap(bytes);
   if (!(map instanceof Map)) throw new WireError("the message is no map");
-  const tag = map.get(0);
+  const tag = map.has(0) ? map.get(0) : CODES;
   if (!integer(1, MAX_SEQ)(tag)) throw new WireError("the message has no type");
   const type = NAMES.get(tag);
   if (type === undefined) return null;
@@ -170,24 +171,22 @@ export function decode(bytes) {
 /** Check and remove the CRC at the end of a codes message. */
 function checkCrc(bytes, map) {
   const data = map.get(CODES_DATA);
-  if (!(data instanceof Uint8Array) || data.length < 5 || [...map.keys()].at(-1) !== CODES_DATA) {
-    throw new WireError("codes need data of 5 bytes or more, last in the map");
+  if (!(data instanceof Uint8Array) || data.length <= CRC_BYTES || [...map.keys()].at(-1) !== CODES_DATA) {
+    throw new WireError("codes need data of more than 2 bytes, last in the map");
   }
-  const stored = new DataView(bytes.buffer, bytes.byteOffset + bytes.length - 4).getUint32(0);
-  if (crc32(bytes.subarray(0, -4)) !== stored) throw new WireError("the CRC of the codes does not hold");
-  map.set(CODES_DATA, data.subarray(0, -4));
+  const stored = new DataView(bytes.buffer, bytes.byteOffset + bytes.length - CRC_BYTES).getUint16(0);
+  if (crc16(bytes.subarray(0, -CRC_BYTES)) !== stored) throw new WireError("the CRC of the codes does not hold");
+  map.set(CODES_DATA, data.subarray(0, -CRC_BYTES));
 }
 
-const CRC = Uint32Array.from({ length: 256 }, (_, n) => {
-  for (let k = 0; k < 8; k++) n = n & 1 ? (n >>> 1) ^ 0xedb88320 : n >>> 1;
-  return n;
-});
-
-/** Return zlib's CRC-32. */
-export function crc32(bytes) {
-  let crc = 0xffffffff;
-  for (const byte of bytes) crc = CRC[(crc ^ byte) & 255] ^ (crc >>> 8);
-  return (crc ^ 0xffffffff) >>> 0;
+/** Return the CRC-16/IBM-3740: polynomial 0x1021, most significant bit first, all ones at the beginning. */
+export function crc16(bytes) {
+  let crc = 0xffff;
+  for (const byte of bytes) {
+    crc ^= byte << 8;
+    for (let k = 0; k < 8; k++) crc = crc & 0x8000 ? (crc << 1) ^ 0x1021 : crc << 1;
+  }
+  return crc & 0xffff;
 }
 
 /** What codes of a session look like; `ready` says. */
@@ -209,11 +208,12 @@ export class Geometry {
     return Math.ceil((this.frames(perSecond) * (this.bits[0] + this.bits[1])) / 8);
   }
 
-  /** Unpack `blocks` blocks, oldest first: per block `{semantic, acoustic}`, one code per frame. */
-  unpack(data, perSecond, blocks) {
+  /** Unpack blocks, oldest first: per block `{semantic, acoustic}`, one code per frame. */
+  unpack(data, perSecond) {
     const size = this.blockBytes(perSecond);
-    if (!this.rates.includes(perSecond) || data.length !== blocks * size) {
-      throw new WireError(`${data.length} bytes are not ${blocks} blocks at ${perSecond} codes/s`);
+    const blocks = data.length / size;
+    if (!this.rates.includes(perSecond) || !integer(1, MAX_BUNDLE)(blocks)) {
+      throw new WireError(`${data.length} bytes are no blocks at ${perSecond} codes/s`);
     }
     return Array.from({ length: blocks }, (_, i) => this.one(data.subarray(i * size, (i + 1) * size), perSecond));
   }

@@ -212,6 +212,7 @@ export class Session {
     this.ready = ready;
     this.open = true;
     this.geometry = new Geometry(ready);
+    if (!ready.rates.includes(this.wishes.rate)) delete this.wishes.rate;
     this.every = Math.max(1, ready.window >> 2);
     this.out.window = ready.window;
     if (fresh) {
@@ -262,15 +263,11 @@ export class Session {
     const rate = message.rate ?? this.ready.rate;
     const { block } = this.geometry;
     const at = message.at ?? message.seq * block;
-    const blocks = this.geometry.unpack(message.data, rate, message.count);
-    this.codesMeter.add(message.data.length, size, (message.count * block) / CODES_RATE);
-    const copies = message.copy_rate
-      ? this.geometry.unpack(
-        message.copies, message.copy_rate, message.copies.length / this.geometry.blockBytes(message.copy_rate),
-      )
-      : [];
+    const blocks = this.geometry.unpack(message.data, rate);
+    this.codesMeter.add(message.data.length, size, (blocks.length * block) / CODES_RATE);
+    const copies = message.copy_rate ? this.geometry.unpack(message.copies, message.copy_rate) : [];
     const before = stream.next;
-    const first = stream.take(message.seq, message.count);
+    const first = stream.take(message.seq, blocks.length);
     const events = [];
     const covered = Math.max(before, message.seq - copies.length);
     for (let seq = covered; seq < message.seq; seq++) {
@@ -279,7 +276,7 @@ export class Session {
     }
     stream.lost -= events.length;
     stream.recovered += events.length;
-    for (let seq = first; seq < message.seq + message.count; seq++) {
+    for (let seq = first; seq < message.seq + blocks.length; seq++) {
       const i = seq - message.seq;
       events.push({ type: "codes", seq, at: at + i * block, ...blocks[i] });
     }

@@ -96,19 +96,28 @@ class Geometry:
         codes: CodesArray = unpack(data, self.code_bits, self.frames(rate))[0]
         return codes
 
-    def split(self, data: bytes, rate: int, count: int) -> list[bytes]:
-        """Cut packed blocks apart, so that each will unpack.
+    def count(self, octets: int, rate: int) -> int:
+        """Return how many packed blocks are so many bytes.
 
         Raises:
-            CorruptedError: an unknown rate, another number of bytes, or bits set where there are no codes.
+            CorruptedError: an unknown rate, no whole number of blocks, or more than a message may carry.
         """
         if rate not in self.rates:
             raise CorruptedError(f"codes at {rate} per second; this session has {list(self.rates)}")
-        size = self.block_bytes(rate)
-        if len(data) != count * size:
-            raise CorruptedError(f"{len(data)} bytes for {count} blocks of {size}")
+        count, rest = divmod(octets, self.block_bytes(rate))
+        if rest or not 0 < count <= MAX_BUNDLE:
+            raise CorruptedError(f"{octets} bytes of codes; wanted 1..{MAX_BUNDLE} blocks of {self.block_bytes(rate)}")
+        return count
+
+    def split(self, data: bytes, rate: int) -> list[bytes]:
+        """Cut packed blocks apart, so that each will unpack.
+
+        Raises:
+            CorruptedError: as :meth:`count`, or bits set where there are no codes.
+        """
+        count, size = self.count(len(data), rate), self.block_bytes(rate)
         spare = 8 * size - self.frames(rate) * sum(self.code_bits)
-        blocks = [data[begin : begin + size] for begin in range(0, len(data), size)]
+        blocks = [data[i * size : (i + 1) * size] for i in range(count)]
         if any(block[-1] & ((1 << spare) - 1) for block in blocks):
             raise CorruptedError("the bits after the last packed code of a block are not zero")
         return blocks
@@ -127,7 +136,6 @@ def gross_rate(geometry: Geometry, rate: int, bundle: int, copies: int, *, maske
     message = Codes(
         seq=1 << 16,
         data=bytes(bundle * geometry.block_bytes(rate)),
-        count=bundle,
         rate=rate,
         copies=bytes(copies * geometry.block_bytes(geometry.copy_rate)),
         copy_rate=geometry.copy_rate if copies else None,
@@ -204,9 +212,10 @@ def check_block(geometry: Geometry, block: Block) -> None:
     """
     if not 0 <= block.at <= MAX_SEQ - MAX_BUNDLE * geometry.block:
         raise WireError(f"a block at sample {block.at}; wanted a position from 0 to about {MAX_SEQ}")
-    geometry.split(block.data, block.rate, 1)
-    if block.copy:
-        geometry.split(block.copy, geometry.copy_rate, 1)
+    copy = [(block.copy, geometry.copy_rate)] if block.copy else []
+    for data, rate in ((block.data, block.rate), *copy):
+        if len(geometry.split(data, rate)) > 1:
+            raise CorruptedError(f"{len(data)} bytes are more than one block")
 
 
 def samples_of(chunk: bytes, form: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:

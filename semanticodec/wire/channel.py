@@ -123,7 +123,6 @@ class CodesOut:
         return Codes(
             seq=seq,
             data=b"".join(block.data for block in blocks),
-            count=len(blocks),
             rate=None if first.rate == self._rate else first.rate,
             at=None if first.at == seq * self._geometry.block else first.at,
             copies=copies,
@@ -214,22 +213,31 @@ class Inlet:
         lost, new_marker = self.receiver.mark(message)
         return [*_losses(lost, "source"), *([message] if new_marker else [])]
 
+    def units(self, message: Audio | Codes) -> int:
+        """Return how many units a message carries.
+
+        Raises:
+            CorruptedError: it is no whole number of blocks.
+        """
+        if isinstance(message, Audio):
+            return 1
+        return self._geometry.count(len(message.data), self._rate if message.rate is None else message.rate)
+
     def _take_codes(self, message: Codes) -> list[Arrived[Block] | Arrived[Chunk] | Lost | Marker]:
         geometry = self._geometry
         rate = self._rate if message.rate is None else message.rate
         at = message.seq * geometry.block if message.at is None else message.at
-        blocks = geometry.split(message.data, rate, message.count)
+        blocks = geometry.split(message.data, rate)
         copies: list[bytes] = []
         if message.copy_rate is not None:
-            count = len(message.copies) // geometry.block_bytes(geometry.copy_rate)
-            if message.copy_rate != geometry.copy_rate or count > MAX_COPIES:
+            copies = geometry.split(message.copies, message.copy_rate)
+            if message.copy_rate != geometry.copy_rate or len(copies) > MAX_COPIES:
                 raise CorruptedError(
-                    f"{count} copies at {message.copy_rate}; wanted at most {MAX_COPIES} at the lowest rate"
+                    f"{len(copies)} copies at {message.copy_rate}; wanted at most {MAX_COPIES} at the lowest rate"
                 )
-            copies = geometry.split(message.copies, message.copy_rate, count)
         if at > MAX_SEQ - 2 * MAX_BUNDLE * geometry.block:
             raise WireError(f"codes.at is {at}, too near the last position")
-        lost, new = self.receiver.take(message.seq, message.count)
+        lost, new = self.receiver.take(message.seq, len(blocks))
         covered = range(max(lost.start, message.seq - len(copies)), lost.stop)
         self.receiver.recover(len(covered))
         found: list[Arrived[Block] | Arrived[Chunk] | Lost | Marker] = []

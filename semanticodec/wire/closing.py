@@ -37,7 +37,7 @@ class Code(IntEnum):
     IDLE = 4410, "nothing was heard for too long", "resume"
     BAD_REQUEST = 4411, "the fields of hello, resume or tune do not fit together", "no"
     TOO_BIG = 4413, "a message is larger than allowed", "no"
-    BAD_PRESET = 4415, "the preset is not served here, or the weights are others", "no"
+    BAD_PRESET = 4415, "the preset is not served here, or the codebooks are others", "no"
     OVERRUN = 4422, "units were sent beyond the granted limit", "resume"
     TOO_MANY = 4429, "too many messages, bytes or sessions", "later"
     BAD_ORIGIN = 4430, "pages of this origin may not connect", "no"

@@ -1,7 +1,8 @@
 """What client and server say to each other: typed messages, their bytes, and the table of close codes.
 
-Every binary WebSocket message is one msgpack map with small integer keys; key 0 is the message's type.  A field that
-has its default is left out.  ``server/PROTOCOL.md`` is the specification; a test reads it and this file side by side.
+Every binary WebSocket message is one msgpack map with small integer keys; key 0 is the message's type, codes if there
+is none.  A field that has its default is left out.  ``server/PROTOCOL.md`` is the specification; a test reads it and
+this file side by side.
 
 What a stranger sends is bounded before anything is built from it: bytes per message, entries per map and array, bytes
 per text and binary, depth.  Unknown keys and unknown types are ignored, so that newer peers may say more.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-import zlib
+from binascii import crc_hqx
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -39,6 +40,8 @@ MAX_BUNDLE = 32
 MAX_COPIES = 8
 """Redundant blocks in one codes message."""
 MAX_CODES_BYTES = 1 << 15
+CRC_BYTES, CRC_INIT = 2, 0xFFFF
+"""Of the CRC behind codes: polynomial 0x1021, most significant bit first (CRC-16/IBM-3740)."""
 MAX_GAP = 1 << 16
 """Units that may be skipped at once."""
 FEATURES = ("room", "stats")
@@ -164,17 +167,16 @@ class Audio(Message):
 
 @dataclass(frozen=True)
 class Codes(Message):
-    """Packed blocks of codes, one after the other; on the wire ``data`` ends with a CRC-32 of the message before it."""
+    """Packed blocks of codes, one after the other; on the wire ``data`` ends with a CRC-16 of the message before it."""
 
     type = 5
     sender = "both"
     seq: Annotated[int, 1, _SEQ]
     data: Annotated[bytes, 2, octets(1, MAX_CODES_BYTES)]
-    count: Annotated[int, 3, _BLOCKS] = 1
-    rate: Annotated[int | None, 4, _RATE] = None
-    at: Annotated[int | None, 5, _SEQ] = None
-    copies: Annotated[bytes, 6, octets(0, MAX_CODES_BYTES)] = b""
-    copy_rate: Annotated[int | None, 7, _RATE] = None
+    rate: Annotated[int | None, 3, _RATE] = None
+    at: Annotated[int | None, 4, _SEQ] = None
+    copies: Annotated[bytes, 5, octets(0, MAX_CODES_BYTES)] = b""
+    copy_rate: Annotated[int | None, 6, _RATE] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -342,7 +344,8 @@ def encode(message: Message) -> bytes:
     Raises:
         WireError: it is larger than any message may be.
     """
-    fields: dict[int, Any] = {0: message.type}
+    # Codes are what a thin link carries: they need not say so.
+    fields: dict[int, Any] = {} if isinstance(message, Codes) else {0: message.type}
     for field in layout(type(message)):
         value = getattr(message, field.name)
         if value != field.default:
@@ -350,9 +353,9 @@ def encode(message: Message) -> bytes:
     if not isinstance(message, Codes):
         return bytes(msgpack.packb(fields))
     # Last in the map and with room for the CRC, which then covers every byte before it.
-    fields[_DATA] = fields.pop(_DATA) + bytes(4)
-    body = msgpack.packb(fields)[:-4]
-    return bytes(body) + zlib.crc32(body).to_bytes(4, "big")
+    fields[_DATA] = fields.pop(_DATA) + bytes(CRC_BYTES)
+    body = msgpack.packb(fields)[:-CRC_BYTES]
+    return bytes(body) + crc_hqx(body, CRC_INIT).to_bytes(CRC_BYTES, "big")
 
 
 def decode(data: bytes) -> Message | Unknown:
@@ -367,7 +370,7 @@ def decode(data: bytes) -> Message | Unknown:
         WireError: anything else is wrong with it.
     """
     fields = _fields(data)
-    tag = fields.pop(0, None)
+    tag = fields.pop(0, Codes.type)
     if type(tag) is not int or not 0 < tag <= MAX_SEQ:
         raise WireError(f"the message has type {short(tag)}; wanted a positive integer under key 0")
     kind = _BY_TYPE.get(tag)
@@ -434,9 +437,9 @@ def _shallow(value: object, depth: int) -> bool:
 def _check_crc(data: bytes, fields: dict[int, Any]) -> None:
     """Check and remove the CRC at the end of a codes message."""
     payload = fields.get(_DATA)
-    if type(payload) is not bytes or len(payload) < 5 or next(reversed(fields)) != _DATA:
-        raise WireError(f"codes need data of 5 bytes or more (key {_DATA}), last in the map")
-    check, stored = zlib.crc32(memoryview(data)[:-4]), int.from_bytes(data[-4:], "big")
+    if type(payload) is not bytes or len(payload) <= CRC_BYTES or next(reversed(fields)) != _DATA:
+        raise WireError(f"codes need data of more than {CRC_BYTES} bytes (key {_DATA}), last in the map")
+    check, stored = crc_hqx(memoryview(data)[:-CRC_BYTES], CRC_INIT), int.from_bytes(data[-CRC_BYTES:], "big")
     if check != stored:
-        raise CorruptedError(f"the codes message has CRC {check:08x}; {stored:08x} is stored")
-    fields[_DATA] = payload[:-4]
+        raise CorruptedError(f"the codes message has CRC {check:04x}; {stored:04x} is stored")
+    fields[_DATA] = payload[:-CRC_BYTES]
