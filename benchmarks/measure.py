@@ -90,6 +90,11 @@ def randomise(tensors: Iterable[Tensor], seed: int) -> None:
                 tensor.normal_(0, fan_in**-0.5, generator=generator)
 
 
+def company() -> dict[str, float | int]:
+    """Say what else the machine does: its load over the last minute, and with which niceness this process asks."""
+    return {"load": round(os.getloadavg()[0], 1), "nice": os.nice(0)}
+
+
 def machine() -> dict[str, str | int | bool]:
     """Say which machine, software and commit a figure comes from."""
 

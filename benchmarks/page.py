@@ -24,7 +24,7 @@ from playwright.async_api import Browser as AsyncBrowser
 from playwright.async_api import async_playwright
 from playwright.sync_api import Browser, sync_playwright
 
-from .measure import machine
+from .measure import company, machine
 from .serving import RESULTS, VOICE, serving
 
 CHROMIUM = shutil.which("chromium")
@@ -138,10 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shot", type=Path, help="where to put a picture of the page")
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}/ as JSON")
     given = parser.parse_args(arguments)
+    beside = company()
     rows = asyncio.run(measure(SETTINGS[: 1 if given.default else None], given.seconds, given.shot))
     if given.write:
         target = RESULTS / f"page-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.json"
-        found = {"machine": machine(), "seconds": given.seconds, "heard": [asdict(row) for row in rows]}
+        found = {"machine": machine(), "company": beside, "seconds": given.seconds, "heard": [asdict(row) for row in rows]}
         target.write_text(json.dumps(found, indent=2) + "\n")
         print(f"written to {target}")
 

@@ -34,7 +34,7 @@ from server.lanes import Event, Sound
 from server.metrics import Metrics
 from server.models import Models, load_models
 
-from .measure import Timing, machine
+from .measure import Timing, company, machine
 
 RESULTS = Path(__file__).parent / "results"
 VOICE = Path(__file__).parent.parent / "semanticodec" / "assets" / "demo.flac"
@@ -344,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     flags = ["--presets", options.model, "--device", options.device, "--threads", str(options.threads)]
-    found: dict[str, Any] = {"machine": machine(), "what": options.what, "device": options.device}
+    found: dict[str, Any] = {"machine": machine(), "company": company(), "what": options.what, "device": options.device}
     if options.what == "batching":
         models = load_models([options.model], options.device)
         gains = batching(models, options.streams, options.blocks, options.rounds, options.threads)

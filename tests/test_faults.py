@@ -46,11 +46,12 @@ CALM = 4096
 
 @dataclass(frozen=True)
 class Weather:
-    """What a proxy does to each piece of bytes: chances of a cut and of doubling it, and the longest delay (s)."""
+    """What a proxy does to each piece of bytes: chances of a cut and of doubling it, longest and least delay (s)."""
 
     cut: float = 0.0
     double: float = 0.0
     delay: float = 0.0
+    least: float = 0.0
 
 
 class Proxy:
@@ -80,7 +81,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := await reader.read(int(rng.integers(1, 2000))):
                 if weather.delay:
-                    await asyncio.sleep(rng.uniform(0, weather.delay))
+                    await asyncio.sleep(rng.uniform(weather.least, weather.delay))
                 if rng.random() < weather.cut and not self.clear:
                     self.cuts += 1
                     return
