@@ -142,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = asyncio.run(measure(SETTINGS[: 1 if given.default else None], given.seconds, given.shot))
     if given.write:
         target = RESULTS / f"page-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.json"
-        found = {"machine": machine(), "company": beside, "seconds": given.seconds, "heard": [asdict(row) for row in rows]}
+        found = {"machine": machine(), "company": beside, "seconds": given.seconds}
+        found["heard"] = [asdict(row) for row in rows]
         target.write_text(json.dumps(found, indent=2) + "\n")
         print(f"written to {target}")
 
