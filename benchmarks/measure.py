@@ -90,9 +90,14 @@ def randomise(tensors: Iterable[Tensor], seed: int) -> None:
                 tensor.normal_(0, fan_in**-0.5, generator=generator)
 
 
-def company() -> dict[str, float | int]:
-    """Say what else the machine does: its load over the last minute, and with which niceness this process asks."""
-    return {"load": round(os.getloadavg()[0], 1), "nice": os.nice(0)}
+def company() -> dict[str, float | bool]:
+    """Say what else the machine does: its load over the last minute, and whether it has to wait for this process.
+
+    With ``chrt --rr 1`` before the command, the kernel lets nothing else run while this process, its children, or a
+    browser of theirs has something to do: the next best thing to a machine with nobody else on it.
+    """
+    first = os.sched_getscheduler(0) in (os.SCHED_RR, os.SCHED_FIFO)
+    return {"load": round(os.getloadavg()[0], 1), "first": first}
 
 
 def machine() -> dict[str, str | int | bool]:

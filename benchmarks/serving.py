@@ -3,6 +3,7 @@
     python -m benchmarks.serving batching            # streams stepped together and one at a time, in one run
     python -m benchmarks.serving live --seconds 20   # more and more live sessions until p95 of the delay is a block
     python -m benchmarks.serving memory --minutes 30 # resident memory of the server over an accelerated stream
+    python -m benchmarks.serving hostile             # live sessions beside idle, guessing and damaged ones
 
 The delay of a block is the time from sending the last sample that it needs to the arrival of what was made of it.
 """
@@ -18,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +31,7 @@ from websockets.typing import Subprotocol
 from semanticodec.audio import load, resample
 from semanticodec.wire.blocks import Block, Chunk, chunk_of
 from semanticodec.wire.messages import SUBPROTOCOL, Ack, Audio, Codes, Hello, Kind, Ping, Pong, Ready, decode, encode
+from server.auth import hash_token
 from server.engine import Engine, Work
 from server.lanes import Event, Sound
 from server.metrics import Metrics
@@ -226,14 +229,14 @@ class Session:
 
 
 @contextlib.asynccontextmanager
-async def session(url: str, mode: Mode) -> AsyncIterator[Session]:
+async def session(url: str, mode: Mode, token: str | None = None) -> AsyncIterator[Session]:
     """Begin a session: a transcoder that hears itself, or one that gets only its codes."""
     receive: tuple[Kind, ...] = ("audio",) if mode == "transcode" else ("codes",)
     subprotocols = [Subprotocol(SUBPROTOCOL)]
     async with connect(url, subprotocols=subprotocols, compression=None, proxy=None, ping_interval=None) as ws:
         one = Session(ws, mode)
         reader = asyncio.create_task(one.read())
-        await ws.send(encode(Hello("transcode", "audio", receive)))
+        await ws.send(encode(Hello("transcode", "audio", receive, token=token)))
         await one.ready.wait()
         try:
             yield one
@@ -242,11 +245,11 @@ async def session(url: str, mode: Mode) -> AsyncIterator[Session]:
             await asyncio.gather(reader, return_exceptions=True)
 
 
-async def talk(url: str, mode: Mode, seconds: float, begin: float) -> list[float]:
+async def talk(url: str, mode: Mode, seconds: float, begin: float, token: str | None = None) -> list[float]:
     """Send a voice in real time and return the delay of each block."""
     sound = np.resize(voice(), int(seconds * RATE))
     sent: list[float] = []
-    async with session(url, mode) as one:
+    async with session(url, mode, token) as one:
         await asyncio.sleep(max(0.0, begin - time.monotonic()))
         first = time.monotonic()
         for seq, at in enumerate(range(0, len(sound), CHUNK)):
@@ -311,6 +314,90 @@ async def live(mode: Mode, seconds: float, most: int, strangers: int, options: S
     return rows
 
 
+# --- hostile ------------------------------------------------------------------------------------------------------
+
+STRANGER = ("127.0.0.2", 0)
+"""Strangers come from another address than the healthy sessions: addresses are limited."""
+SECRET, GUESS = "benchmark", "guess"
+
+
+def stranger(url: str) -> Any:
+    """Connect from the strangers' address."""
+    options: dict[str, Any] = {"subprotocols": [Subprotocol(SUBPROTOCOL)], "compression": None, "proxy": None}
+    return connect(url, local_addr=STRANGER, ping_interval=None, **options)
+
+
+async def idle(url: str, ready: asyncio.Semaphore) -> None:
+    """Listen in a room where nobody speaks, without end."""
+    async with stranger(url) as ws:
+        await ws.send(encode(Hello("subscribe", receive=("codes",), room="silent", token=SECRET)))
+        async for data in ws:
+            message = decode(data)
+            if isinstance(message, Ping):
+                await ws.send(encode(Pong(message.nonce)))
+            elif isinstance(message, Ready):
+                ready.release()
+
+
+async def harass(url: str, seed: int, counts: dict[str, int]) -> None:
+    """Guess tokens, damage messages of a session, and say nothing at all, in turns and without end."""
+    rng = np.random.default_rng(seed)
+    good = [encode(Audio(i, 320 * i, bytes(640))) for i in range(8)] + [encode(Ack(0)), encode(Ping(1))]
+    while True:
+        for kind in ("guesses", "damaged", "silent"):
+            with contextlib.suppress(WebSocketException, OSError):
+                async with stranger(url) as ws:
+                    await ws.send(
+                        encode(Hello("transcode", "audio", ("codes",), token=GUESS if kind == "guesses" else SECRET))
+                    )
+                    while kind == "damaged":
+                        data = bytearray(good[rng.integers(len(good))])
+                        data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
+                        await ws.send(bytes(data))
+                        counts["messages"] += 1
+                        await asyncio.sleep(0.005)
+                    if kind == "guesses":
+                        await ws.wait_closed()
+                counts[kind] += 1
+        await asyncio.sleep(0.02)
+
+
+async def hostile(count: int, seconds: float, idlers: int, options: Sequence[str]) -> dict[str, Any]:
+    """Hold live sessions alone, and then beside strangers who mean no good; say what became of their delay."""
+    counts = dict.fromkeys(("guesses", "damaged", "silent", "messages"), 0)
+    found: dict[str, Any] = {"sessions": count, "idle": idlers}
+    with TemporaryDirectory() as folder:
+        tokens = Path(folder) / "tokens.json"
+        grant = {"name": "all", "sha256": hash_token(SECRET), "sessions": 100_000}
+        tokens.write_text(json.dumps({"tokens": [grant]}))
+        async with serving([*options, "--tokens", str(tokens), "--slots", "4096"]) as server:
+
+            async def held(name: str) -> None:
+                begin = time.monotonic() + 1
+                starts = [begin + 0.32 * i / count for i in range(count)]
+                parts = await asyncio.gather(
+                    *(talk(server.url, "transcode", seconds, start, SECRET) for start in starts)
+                )
+                p50, p95, worst = (float(v) for v in np.percentile(np.concatenate(parts), (50, 95, 100)))
+                found[name] = {"p50": p50, "p95": p95, "worst": worst, "resident_kb": server.resident()}
+                print(f"{name:<8} p50 {1e3 * p50:.0f}, p95 {1e3 * p95:.0f}, {1e3 * worst:.0f} ms; {counts}")
+
+            await held("alone")
+            ready = asyncio.Semaphore(0)
+            tasks = [asyncio.create_task(idle(server.url, ready)) for _ in range(idlers)]
+            for _ in range(idlers):
+                await ready.acquire()
+            tasks += [asyncio.create_task(harass(server.url, seed, counts)) for seed in range(4)]
+            await held("beside")
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return {**found, "strangers": counts}
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
 async def memory(minutes: int, options: Sequence[str]) -> list[int]:
     """Send so many minutes of sound as fast as the server takes it; return its resident memory (kB) after each."""
     minute = np.resize(voice(), 60 * RATE)
@@ -328,7 +415,7 @@ async def memory(minutes: int, options: Sequence[str]) -> list[int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and with ``--write`` keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("batching", "live", "memory"))
+    parser.add_argument("what", choices=("batching", "live", "memory", "hostile"))
     parser.add_argument("--model", default="mini-100", help="preset or folder")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="of the engine")
@@ -339,6 +426,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="live: of each number of sessions")
     parser.add_argument("--most", type=int, default=256, help="live: sessions")
     parser.add_argument("--strangers", type=int, default=0, help="live: others who send nonsense all the time")
+    parser.add_argument("--sessions", type=int, default=2, help="hostile: healthy ones")
+    parser.add_argument("--idle", type=int, default=2000, help="hostile: idle sessions")
     parser.add_argument("--minutes", type=int, default=30, help="memory: of sound")
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}/ as JSON")
     options = parser.parse_args(arguments)
@@ -358,6 +447,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif options.what == "live":
         held = asyncio.run(live(options.mode, options.seconds, options.most, options.strangers, flags))
         found["strangers"], found["held"] = options.strangers, [asdict(r) for r in held]
+    elif options.what == "hostile":
+        found |= asyncio.run(hostile(options.sessions, options.seconds, options.idle, flags))
     else:
         found["resident_kb"] = asyncio.run(memory(options.minutes, flags))
     if options.write:
