@@ -287,10 +287,10 @@ async def noise(url: str, seed: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def live(mode: Mode, seconds: float, most: int, strangers: int, options: Sequence[str]) -> list[Held]:
+async def live(mode: Mode, seconds: float, least: int, most: int, strangers: int, options: Sequence[str]) -> list[Held]:
     """Hold more and more live sessions, among strangers, until the 95th percentile of their delay is a block."""
     rows: list[Held] = []
-    count = 1
+    count = least
     async with serving(options) as server, asyncio.TaskGroup() as group:
         annoying = [group.create_task(noise(server.url, seed)) for seed in range(strangers)]
         while count <= most:
@@ -316,20 +316,20 @@ async def live(mode: Mode, seconds: float, most: int, strangers: int, options: S
 
 # --- hostile ------------------------------------------------------------------------------------------------------
 
-STRANGER = ("127.0.0.2", 0)
-"""Strangers come from another address than the healthy sessions: addresses are limited."""
+STRANGERS, GUESSERS = "127.0.0.2", "127.0.0.3"
+"""They come from other addresses than the healthy sessions: an address that guesses is soon not heard any more."""
 SECRET, GUESS = "benchmark", "guess"
 
 
-def stranger(url: str) -> Any:
-    """Connect from the strangers' address."""
+def stranger(url: str, address: str) -> Any:
+    """Connect from an address of ours."""
     options: dict[str, Any] = {"subprotocols": [Subprotocol(SUBPROTOCOL)], "compression": None, "proxy": None}
-    return connect(url, local_addr=STRANGER, ping_interval=None, **options)
+    return connect(url, local_addr=(address, 0), ping_interval=None, **options)
 
 
 async def idle(url: str, ready: asyncio.Semaphore) -> None:
     """Listen in a room where nobody speaks, without end."""
-    async with stranger(url) as ws:
+    async with stranger(url, STRANGERS) as ws:
         await ws.send(encode(Hello("subscribe", receive=("codes",), room="silent", token=SECRET)))
         async for data in ws:
             message = decode(data)
@@ -340,16 +340,16 @@ async def idle(url: str, ready: asyncio.Semaphore) -> None:
 
 
 async def harass(url: str, seed: int, counts: dict[str, int]) -> None:
-    """Guess tokens, damage messages of a session, and say nothing at all, in turns and without end."""
+    """Guess tokens, damage messages of a session, and leave without a word, in turns and without end."""
     rng = np.random.default_rng(seed)
     good = [encode(Audio(i, 320 * i, bytes(640))) for i in range(8)] + [encode(Ack(0)), encode(Ping(1))]
     while True:
-        for kind in ("guesses", "damaged", "silent"):
+        for kind in ("guesses", "damaged", "left"):
+            token, address = (GUESS, GUESSERS) if kind == "guesses" else (SECRET, STRANGERS)
+            counts[kind] += 1
             with contextlib.suppress(WebSocketException, OSError):
-                async with stranger(url) as ws:
-                    await ws.send(
-                        encode(Hello("transcode", "audio", ("codes",), token=GUESS if kind == "guesses" else SECRET))
-                    )
+                async with stranger(url, address) as ws:
+                    await ws.send(encode(Hello("transcode", "audio", ("codes",), token=token)))
                     while kind == "damaged":
                         data = bytearray(good[rng.integers(len(good))])
                         data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
@@ -358,13 +358,12 @@ async def harass(url: str, seed: int, counts: dict[str, int]) -> None:
                         await asyncio.sleep(0.005)
                     if kind == "guesses":
                         await ws.wait_closed()
-                counts[kind] += 1
         await asyncio.sleep(0.02)
 
 
 async def hostile(count: int, seconds: float, idlers: int, options: Sequence[str]) -> dict[str, Any]:
     """Hold live sessions alone, and then beside strangers who mean no good; say what became of their delay."""
-    counts = dict.fromkeys(("guesses", "damaged", "silent", "messages"), 0)
+    counts = dict.fromkeys(("guesses", "damaged", "left", "messages"), 0)
     found: dict[str, Any] = {"sessions": count, "idle": idlers}
     with TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens.json"
@@ -424,6 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="batching: of which the best counts")
     parser.add_argument("--mode", choices=("publish", "transcode"), default="transcode", help="live")
     parser.add_argument("--seconds", type=float, default=20.0, help="live: of each number of sessions")
+    parser.add_argument("--least", type=int, default=1, help="live: sessions to begin with")
     parser.add_argument("--most", type=int, default=256, help="live: sessions")
     parser.add_argument("--strangers", type=int, default=0, help="live: others who send nonsense all the time")
     parser.add_argument("--sessions", type=int, default=2, help="hostile: healthy ones")
@@ -445,7 +445,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         found["gains"] = [{**asdict(gain), "gain": gain.wall, "gain_cpu": gain.cpu} for gain in gains]
     elif options.what == "live":
-        held = asyncio.run(live(options.mode, options.seconds, options.most, options.strangers, flags))
+        held = asyncio.run(live(options.mode, options.seconds, options.least, options.most, options.strangers, flags))
         found["strangers"], found["held"] = options.strangers, [asdict(r) for r in held]
     elif options.what == "hostile":
         found |= asyncio.run(hostile(options.sessions, options.seconds, options.idle, flags))
