@@ -16,7 +16,7 @@ FLOORS = (
     ("latent", "checkpoints", "keymap", "systems"),
     ("model", "windows", "conditioners", "family", "diffusers_layout"),
     ("codec", "generation", "superres", "editing"),
-    ("streaming", "corpus", "datasets", "training", "published"),
+    ("streaming", "corpus", "datasets", "training", "published", "novelty", "novelty_page"),
     ("cli", "demo"),
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}

@@ -1,4 +1,4 @@
-"""The command line: ``semanticodec encode | decode | info | tokenize | convert | demo | serve``.
+"""The command line: ``semanticodec encode | decode | info | tokenize | novelty | convert | demo | serve``.
 
 Exit codes: 0 all is well; 1 something could not be done, and a line on the standard error says what and why; 2 the
 command line makes no sense.  Progress shows only on a terminal.
@@ -22,6 +22,7 @@ import typer
 from .. import wire
 from ..config import DEFAULT_PRESET, PRESETS
 from ..errors import AudioError, CheckpointError, ConfigError, CorruptedError
+from . import novelty
 from .jobs import ENDING, FORMATS, Job, Precision, Work, complain, find, plan, user_errors
 from .tokenize import tokenize
 
@@ -237,6 +238,7 @@ def serve(context: typer.Context) -> None:
 
 
 app.command()(tokenize)
+app.command()(novelty.novelty)
 
 
 def main() -> None:

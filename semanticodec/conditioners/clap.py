@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torchaudio
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..audio import checked
-from ..errors import AudioError
+from ..errors import AudioError, ConfigError
 from .config import CLAPConfig
 from .hub import Tokenizer, transformers
 
@@ -87,16 +88,23 @@ class CLAP(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer or Tokenizer(config.tokenizer, config.max_tokens)
-        self.model = transformers().ClapModel(_configuration(config))
+        library = transformers()
+        whole = _configuration(config)
+        self.model = library.ClapModel(whole) if self.hears else library.ClapTextModelWithProjection(whole.text_config)
         embeddings = self.model.text_model.embeddings
         positions = torch.arange(config.positions, device="cpu")[None]
         embeddings.register_buffer("position_ids", positions, persistent=False)
         embeddings.register_buffer("token_type_ids", torch.zeros_like(positions), persistent=False)
 
     @property
-    def width(self) -> int:
-        """Channels of an embedding."""
-        return self.config.dim
+    def hears(self) -> bool:
+        """Whether it embeds sounds too: some folders hold only the half that reads."""
+        return bool(self.config.audio_depths)
+
+    @property
+    def _weight(self) -> Tensor:
+        weight: Tensor = self.model.text_projection.linear1.weight
+        return weight
 
     def text(self, texts: Sequence[str]) -> Tensor:
         """Embed texts as unit vectors ``[B, D]`` in float32.
@@ -116,7 +124,7 @@ class CLAP(nn.Module):
         Returns:
             Unit vectors ``[B, D]`` in float32.
         """
-        device = self.model.logit_scale_a.device
+        device = self._weight.device
         pooled = self.model.text_model(ids.to(device), mask.to(device)).pooler_output
         return functional.normalize(self.model.text_projection(pooled).float(), dim=-1)
 
@@ -132,6 +140,7 @@ class CLAP(nn.Module):
 
         Raises:
             AudioError: no samples, samples that are not finite, or a sample rate far from any simple ratio to 48 kHz.
+            ConfigError: only the half that reads is there.
 
         Source: torchaudio's resampler, as published: CLAP hears how much a resampler leaves above the old band.
         """
@@ -144,9 +153,14 @@ class CLAP(nn.Module):
         return self.prepared(prepare(torchaudio.functional.resample(rows, sample_rate, RATE)))
 
     def prepared(self, wave: Tensor) -> Tensor:
-        """Embed sounds from :func:`prepare` as unit vectors ``[B, D]`` in float32."""
-        scale = self.model.logit_scale_a
-        mel = log_mel(wave.to(scale.device, torch.float32))[:, None].to(scale.dtype)
+        """Embed sounds from :func:`prepare` as unit vectors ``[B, D]`` in float32.
+
+        Raises:
+            ConfigError: only the half that reads is there.
+        """
+        if not self.hears:
+            raise ConfigError("this CLAP only reads; load one with an audio encoder to rank or to embed sounds")
+        mel = log_mel(wave.to(self._weight.device, torch.float32))[:, None].to(self._weight.dtype)
         pooled = self.model.audio_model(mel).pooler_output
         return functional.normalize(self.model.audio_projection(pooled).float(), dim=-1)
 
@@ -155,7 +169,7 @@ class CLAP(nn.Module):
         return self.text([""]).expand(batch, -1)
 
 
-def _configuration(config: CLAPConfig) -> object:
+def _configuration(config: CLAPConfig) -> Any:
     library = transformers()
     text = library.ClapTextConfig(
         vocab_size=config.vocabulary,
@@ -168,7 +182,7 @@ def _configuration(config: CLAPConfig) -> object:
     )
     audio = library.ClapAudioConfig(
         patch_embeds_hidden_size=config.audio_base,
-        hidden_size=config.audio_base * 2 ** (len(config.audio_depths) - 1),
+        hidden_size=config.audio_base * 2 ** max(len(config.audio_depths) - 1, 0),
         depths=list(config.audio_depths),
         num_attention_heads=list(config.audio_heads),
     )

@@ -16,7 +16,7 @@ FLAN_T5 = "google/flan-t5-large"
 class CLAPConfig:
     """LAION-CLAP without fusion: HTSAT over 10 s of sound, RoBERTa over text, both projected to ``dim``.
 
-    HTSAT starts ``audio_base`` channels wide and doubles between its stages.
+    HTSAT starts ``audio_base`` channels wide and doubles between its stages; without stages there is only RoBERTa.
     """
 
     audio_base: int = 96
