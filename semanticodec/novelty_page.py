@@ -7,6 +7,7 @@ import html
 import io
 
 from . import audio
+from .config import SAMPLE_RATE
 from .novelty import BINS, THRESHOLDS, Clip, Novelty, read, summary
 
 PAIRS = 20
@@ -65,7 +66,7 @@ def _row(rank: int, found: Novelty, index: int) -> str:
 
 def _player(clip: Clip, sample_rate: int) -> str:
     file = io.BytesIO()
-    audio.save(file, audio.resample(read(clip, sample_rate), sample_rate, audio.SAMPLE_RATE), audio.SAMPLE_RATE, "MP3")
+    audio.save(file, audio.resample(read(clip, sample_rate), sample_rate, SAMPLE_RATE), SAMPLE_RATE, "MP3")
     sound = base64.b64encode(file.getvalue()).decode()
     begin, end = clip.start / sample_rate, (clip.start + clip.samples) / sample_rate
     name = html.escape(str(clip.file))

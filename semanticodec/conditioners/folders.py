@@ -20,15 +20,15 @@ from .keys import fill
 from .prompts import PromptConditioner
 
 _COUNTED = r"(?:\w+\.)*(position_ids|token_type_ids)"
-_CLAP = (
+_CLAP: tuple[Rule, ...] = (
     Rule(_COUNTED, DROP, "counts from 0, or zeros"),
     Rule(r"((text|audio)_(model|projection)\..+|logit_scale_[at])", r"clap.model.\1", "CLAP"),
 )
-_T5 = (
+_T5: tuple[Rule, ...] = (
     Rule(r"encoder\.(.+)", r"t5.model.\1", "FLAN-T5"),
     Rule(r"shared\.weight", DROP, "the same table as encoder.embed_tokens"),
 )
-_GPT2 = (
+_GPT2: tuple[Rule, ...] = (
     Rule(r"(?:transformer\.)?wte\.weight|lm_head\.weight", DROP, "table of words: the sequence is of vectors"),
     Rule(r"(?:transformer\.)?((?:wpe|h|ln_f)\..+)", r"sequence.model.\1", "GPT-2"),
     Rule(r"projection\.(.+)", r"sequence.project.0.\1", "projection of CLAP's vector"),
