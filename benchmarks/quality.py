@@ -1,120 +1,131 @@
-"""Quality of a preset on a folder of real recordings: ``python -m benchmarks.quality --model mini-100``.
+"""Quality of mini and of the classical codecs at measured bits: ``make bench-quality``.
 
-Log-mel L1 as the published codecs were scored (../shared/figures), STOI for speech, means per kind of sound with a
-bootstrap interval.  Bits are those of the packed codes that each clip really took.
+Three runs of :mod:`semanticodec.bench`, each kept in ``results/quality-NAME.json``:
+
+* ``dev``: mini at its default steps and the classical codecs on the 121 development clips, delay and level undone;
+  metrics that cost much on every sixth clip of each kind
+* ``steps``: mini at 1, 2 and 4 solver steps, on every sixth clip
+* ``published``: mini, the decodes of published codecs and their recorded scores on the same 24 clips, as those were
+  taken: nothing undone
 """
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from rich.progress import track
-from torch import Tensor
+from rich.console import Console
+from rich.progress import Progress
 
-from semanticodec import SamplerOptions, SemantiCodec
-from semanticodec.audio import load, resample
-from semanticodec.config import SAMPLE_RATE
-from semanticodec.demo import mel_l1, stoi
-from semanticodec.model import MISSING
-
-from .measure import machine
+from semanticodec.bench.clips import Clip, find, thin
+from semanticodec.bench.codecs import Codec, Decodes, Semanticodec, ours
+from semanticodec.bench.commands import classical
+from semanticodec.bench.metrics import METRICS
+from semanticodec.bench.results import Results
+from semanticodec.bench.run import Plan, run
 
 ROOT = Path(__file__).resolve().parent
-DEV = ROOT.parent.parent / "shared" / "audio" / "dev"
-KINDS = ("speech", "music", "sound")
+RESULTS = ROOT / "results"
+SHARED = ROOT.parent.parent / "shared"
+MINI = ("mini-100", "mini-50", "mini-25")
+LEFT_OUT = ("speex-wb-q3", "mp3-8", "mp3-24", "aac-12", "aac-24")
+"""Of the classical codecs, to keep the run at about half an hour of one core."""
+
+KINDS = {"libritts": "speech", "musdb": "music", "audioset": "sound"}
+FOLDERS = {
+    "semanticodec_0.35kbps": ("SemantiCodec published", 0.35),
+    "semanticodec_0.71kbps": ("SemantiCodec published", 0.71),
+    "semanticodec_1.43kbps": ("SemantiCodec published", 1.43),
+    "encodec24k_1.5kbps": ("EnCodec 24k", 1.5),
+    "dac_1.41kbps": ("DAC (retrained by the authors)", 1.41),
+}
+RECORDED = ("pesq_wb", "stoi", "estoi", "visqol", "mel_l1")
+"""Metrics of ../shared/figures/published_scores.csv, whose columns are named otherwise."""
+COLUMNS = dict(zip(RECORDED, ("pesq", "stoi", "estoi", "visqol", "mel"), strict=True))
 
 
-@dataclass(frozen=True)
-class Score:
-    """What one clip cost and how it came out."""
-
-    file: str
-    kind: str
-    seconds: float
-    bits: int
-    mel_l1: float
-    stoi: float | None
+def published_clips(audio: Path) -> list[Clip]:
+    """Return the 24 clips of the published demo page; their names say what they are."""
+    files = sorted((audio / "published" / "groundtruth").glob("*.flac"))
+    return [Clip(file.stem, KINDS[file.stem.partition("_")[0]], file) for file in files]
 
 
-def clips(folder: Path, every: int) -> list[tuple[str, str, Tensor]]:
-    """Return (file, kind, samples ``[S]`` at 16 kHz) of every ``every``-th clip of each kind in the manifest."""
-    rows = list(csv.DictReader((folder / "manifest.csv").open()))
-    result = []
-    for kind in KINDS:
-        for row in [row for row in rows if row["kind"] == kind][::every]:
-            wave, rate = load(folder / row["file"])
-            result.append((row["file"], kind, resample(wave.mean(0), rate, SAMPLE_RATE)))
-    return sorted(result, key=lambda clip: len(clip[2]))
+def published_decodes(audio: Path) -> Iterator[Decodes]:
+    """Yield the decodes that were published."""
+    for folder, (family, kbps) in FOLDERS.items():
+        yield Decodes(f"{family} {kbps:g}", audio / "published" / folder, kbps, family)
 
 
-def scores(
-    codec: SemantiCodec, chosen: list[tuple[str, str, Tensor]], options: SamplerOptions, seed: int, batch: int
-) -> Iterator[Score]:
-    """Code and decode clips, ``batch`` of similar length at a time (a row does not depend on its neighbours)."""
-    groups = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
-    for group in track(groups, description=codec.config.name, disable=not sys.stderr.isatty()):
-        codes = codec.encode([wave for _, _, wave in group], SAMPLE_RATE)
-        longest = max(row.shape[2] for row in codes)
-        padded = torch.cat([torch.nn.functional.pad(row, (0, longest - row.shape[2]), value=MISSING) for row in codes])
-        for (file, kind, wave), row, decoded in zip(
-            group, codes, codec.decode(padded, seed=seed, options=options).cpu(), strict=True
-        ):
-            out = decoded[: len(wave)]
-            heard = stoi(wave, out) if kind == "speech" else None
-            bits = row.shape[2] * sum(codec.config.code_bits)
-            yield Score(file, kind, len(wave) / SAMPLE_RATE, bits, mel_l1(wave, out), heard)
+def recorded(figures: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Read the scores of systems that there are no decodes of: system -> metric -> clip -> [value, weight]."""
+    values: dict[str, dict[str, dict[str, list[float]]]] = {}
+    with (figures / "published_scores.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            system = values.setdefault(f"{row['system']} {float(row['nominal_kbps']):g}", {})
+            clip = Path(row["name"]).stem
+            for metric, column in COLUMNS.items():
+                if row[column] != "nan":
+                    system.setdefault(metric, {})[clip] = [float(f"{float(row[column]):.5g}"), 1.0]
+            system.setdefault("kbps_net", {})[clip] = [float(row["nominal_kbps"]), 1.0]
+    return values
 
 
-def interval(values: Sequence[float], rng: np.random.Generator) -> tuple[float, float, float]:
-    """Return the mean and its bootstrap 95 % interval."""
-    data = np.array(values)
-    means = data[rng.integers(0, len(data), (2000, len(data)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(data.mean()), float(low), float(high)
+def with_recorded(results: Results, figures: Path) -> Results:
+    """Add the systems that only scores are known of."""
+    systems, values = dict(results.systems), dict(results.values)
+    for name, measures in recorded(figures).items():
+        if name not in systems:
+            family = name.rpartition(" ")[0]
+            what = "scores recorded in shared/figures/published_scores.csv, bitrate stated"
+            systems[name] = {"family": family, "what": what, "rate": results.settings["rate"], "measured": False}
+            values[name] = measures
+    return Results(**{**vars(results), "systems": systems, "values": values})
 
 
-def main() -> None:
-    """Score presets and print one line per preset and kind."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", action="append", help="preset or folder; may be given several times")
-    parser.add_argument("--audio", type=Path, default=DEV, help="folder with manifest.csv")
-    parser.add_argument("--every", type=int, default=1, help="take every n-th clip of each kind")
-    parser.add_argument("--steps", type=int, default=None, help="solver steps; the preset's if left out")
-    parser.add_argument("--guidance", type=float, default=None)
-    parser.add_argument("--eta", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/quality-MODEL.json")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    options = SamplerOptions(steps=given.steps, guidance=given.guidance, eta=given.eta)
-    chosen = clips(given.audio, given.every)
-    print(f"{'model':<16}{'kind':<8}{'clips':>6}{'kbps':>8}{'mel L1 [95 %]':>24}{'STOI [95 %]':>24}")
-    for name in given.model or ["mini-100", "mini-50", "mini-25"]:
-        codec = SemantiCodec.from_pretrained(name)
-        rows = list(scores(codec, chosen, options, given.seed, given.batch))
-        rng = np.random.default_rng(0)
-        for kind in KINDS:
-            part = [row for row in rows if row.kind == kind]
-            if not part:
-                continue
-            kbps = sum(row.bits for row in part) / sum(row.seconds for row in part) / 1000
-            mel = "{:.3f} [{:.3f}, {:.3f}]".format(*interval([row.mel_l1 for row in part], rng))
-            values = [row.stoi for row in part if row.stoi is not None]
-            heard = "{:.3f} [{:.3f}, {:.3f}]".format(*interval(values, rng)) if values else ""
-            print(f"{codec.config.name:<16}{kind:<8}{len(part):>6}{kbps:>8.3f}{mel:>24}{heard:>24}")
-        if given.write:
-            result = {"machine": machine(), "options": vars(options), "clips": [vars(row) for row in rows]}
-            target = ROOT / "results" / f"quality-{codec.config.name}.json"
-            target.parent.mkdir(exist_ok=True)
-            target.write_text(json.dumps(result, indent=1))
+def plans(audio: Path, cache: Path, jobs: int) -> dict[str, Plan]:
+    """Return the runs by name."""
+    dev, published = find(audio / "dev"), published_clips(audio)
+    codecs: list[Codec] = [*ours(MINI), *(codec for codec in classical() if codec.name not in LEFT_OUT)]
+    steps: list[Codec] = [Semanticodec(name, count) for count in (1, 2, 4) for name in MINI]
+    return {
+        "published": Plan(
+            [*ours(MINI), *published_decodes(audio)], published, cache, RECORDED, compensate=False, jobs=jobs
+        ),
+        "dev": Plan(codecs, dev, cache, tuple(METRICS), costly_every=6, jobs=jobs),
+        "steps": Plan(steps, thin(dev, 6), cache, tuple(name for name in METRICS if "wer" not in name), jobs=jobs),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run and keep the results; what is cached is not run again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", default=["published", "dev", "steps"], help="published, dev, steps")
+    parser.add_argument("--audio", type=Path, default=SHARED / "audio", help="folder with dev/ and published/")
+    parser.add_argument("--figures", type=Path, default=SHARED / "figures")
+    parser.add_argument("--cache", type=Path, default=ROOT.parent / ".bench", help="of decodes and scores")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    wanted = plans(given.audio, given.cache, given.jobs)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        for name in given.runs:
+            task = progress.add_task(name)
+
+            def advance(stage: str, what: str, done: int, total: int, task=task) -> None:  # type: ignore[no-untyped-def]
+                progress.update(task, description=f"{stage} {what}", completed=done, total=total)
+                if not console.is_terminal and done % 100 == 0:
+                    print(f"{stage} {what}: {done} of {total}", file=sys.stderr, flush=True)
+
+            results = run(wanted[name], f"quality-{name}", advance)
+            if name == "published":
+                results = with_recorded(results, given.figures)
+            given.out.mkdir(parents=True, exist_ok=True)
+            results.write(given.out / f"quality-{name}.json")
+            print(f"written to {given.out / f'quality-{name}.json'}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,134 @@
+"""Equal footing: a decode is shifted and scaled onto its original before anything is measured."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import SAMPLE_RATE
+
+Samples = NDArray[np.float64]
+
+SEARCH = SAMPLE_RATE // 4
+"""Largest delay in samples that is looked for."""
+SURE = 0.5
+"""Correlation from which a lag is believed."""
+HOP, WINDOW = 16, 320
+"""Samples between and under the points of the loudness envelope."""
+LIMIT = 20.0
+"""Largest gain in dB."""
+BAND = 250
+"""Hz per band in :func:`bandwidth`."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A decode made comparable, and what was done to it.
+
+    Args:
+        wave: ``[S]``, as long as the original.
+        gain: dB that it was raised.
+    """
+
+    wave: Samples
+    gain: float = 0.0
+
+
+def align(original: Samples, decoded: Samples, *, delay: int = 0, level: bool = True) -> Aligned:
+    """Undo delay and level of a decode, and give it the original's length.
+
+    Args:
+        original: ``[S]`` at 16 kHz.
+        decoded: ``[S']`` at 16 kHz.
+        delay: samples that it is late (negative: early).
+        level: whether to match the ITU-R BS.1770 loudness.
+    """
+    shifted = _fit(decoded[delay:] if delay >= 0 else np.pad(decoded, (-delay, 0)), len(original))
+    if not level:
+        return Aligned(shifted)
+    gain = float(np.clip(loudness(original) - loudness(shifted), -LIMIT, LIMIT))
+    if not np.isfinite(gain):  # one of them is silent
+        gain = 0.0
+    return Aligned(shifted * 10 ** (gain / 20), gain)
+
+
+def common_delay(estimates: Iterable[int | None]) -> int:
+    """Return the delay of a codec in samples from estimates on several clips: it has one, whatever it codes."""
+    sure = [estimate for estimate in estimates if estimate is not None]
+    return int(np.median(sure)) if sure else 0
+
+
+def find_delay(original: Samples, decoded: Samples) -> int | None:
+    """Return how many samples a decode is late, or None if that cannot be told.
+
+    Where the waveforms correlate it is their best lag; where they do not (vocoders make up their own phase), that of
+    the loudness envelopes, in steps of 1 ms.
+    """
+    lag, best = _lag(original, decoded, SEARCH)
+    if best >= SURE:
+        return lag
+    lag, best = _lag(_envelope(original), _envelope(decoded), SEARCH // HOP)
+    return lag * HOP if best >= SURE else None
+
+
+def loudness(wave: Samples) -> float:
+    """Return the integrated loudness in LUFS; minus infinity for silence."""
+    import pyloudnorm
+
+    block = 0.4
+    padded = np.pad(wave, (0, max(0, round(block * SAMPLE_RATE) - len(wave))))
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore")  # of clipping, and of silence
+        value = float(pyloudnorm.Meter(SAMPLE_RATE, block_size=block).integrated_loudness(padded))
+    return value if np.isfinite(value) else -np.inf
+
+
+def bandwidth(original: Samples, decoded: Samples) -> float:
+    """Return up to which frequency in Hz the decode has what the original has, to within 20 dB.
+
+    Bands of 250 Hz that lie 60 dB below the original's loudest say nothing and are left out.
+    """
+    ours, theirs = _bands(original), _bands(decoded)
+    audible = ours > ours.max() - 60
+    kept = np.flatnonzero(audible & (theirs > ours - 20))
+    return float((kept[-1] + 1) * BAND) if len(kept) else 0.0
+
+
+def _fit(wave: Samples, length: int) -> Samples:
+    return np.pad(wave[:length], (0, max(0, length - len(wave))))
+
+
+def _lag(a: Samples, b: Samples, limit: int) -> tuple[int, float]:
+    """Return by how much ``b`` is later than ``a``, and their correlation at that lag."""
+    norm = float(np.sqrt((a @ a) * (b @ b)))
+    if not norm:
+        return 0, 0.0
+    size = 1 << (len(a) + len(b) - 1).bit_length()
+    product = np.fft.irfft(np.fft.rfft(b, size) * np.fft.rfft(a, size).conj(), size)
+    # A codec may turn the polarity round: nothing that is measured hears that.
+    around = np.abs(np.concatenate([product[-limit:], product[: limit + 1]])) / norm
+    best = int(around.argmax())
+    return best - limit, float(around[best])
+
+
+def _envelope(wave: Samples) -> Samples:
+    """Return the level in dB every millisecond, floored 50 dB below the loudest, without its mean."""
+    power = np.convolve(wave**2, np.hanning(WINDOW) / WINDOW, "same")[::HOP]
+    level = 10 * np.log10(np.maximum(power, 0) + 1e-12)
+    level = np.maximum(level, level.max() - 50)
+    result: Samples = level - level.mean()
+    return result
+
+
+def _bands(wave: Samples) -> Samples:
+    size = 2048
+    padded = np.pad(wave, (0, max(0, size - len(wave))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[:: size // 2] * np.hanning(size)
+    power = (np.abs(np.fft.rfft(frames)) ** 2).mean(0)
+    width = BAND * size // SAMPLE_RATE
+    result: Samples = 10 * np.log10(power[:-1].reshape(-1, width).mean(1) + 1e-12)
+    return result

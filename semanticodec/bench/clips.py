@@ -1,0 +1,117 @@
+"""Recordings to compare codecs on: 16 kHz mono, each of a kind, with what its manifest says about it."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..audio import load, mono, resample
+from ..config import SAMPLE_RATE
+from ..errors import AudioError
+
+KINDS = ("speech", "music", "sound")
+ENDINGS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+Wave = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording; two clips are the same if their files are.
+
+    Args:
+        name: relative path without its ending, which decodes of it share.
+        kind: "speech", "music" or "sound".
+        path: of the sound file.
+        text: what is said, if known.
+        labels: further columns of the manifest.
+    """
+
+    name: str
+    kind: str
+    path: Path
+    text: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __reduce__(self) -> tuple[type[Clip], tuple[object, ...]]:
+        # Other processes read the file themselves.
+        return Clip, (self.name, self.kind, self.path, self.text, dict(self.labels))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    @functools.cached_property
+    def wave(self) -> Wave:
+        """Samples ``[S]`` at 16 kHz, channels averaged: what every codec is given and compared with."""
+        return read(self.path)
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return len(self.wave) / SAMPLE_RATE
+
+
+def read(path: Path) -> Wave:
+    """Read a sound file as 16 kHz mono, float32 ``[S]``."""
+    wave, rate = load(path)
+    result: Wave = resample(mono(wave[None]), rate, SAMPLE_RATE)[0].numpy()
+    return result
+
+
+def find(folder: Path) -> list[Clip]:
+    """Return the clips of a folder.
+
+    Args:
+        folder: with a ``manifest.csv`` (columns file and kind; text and others if known), or with sound files, whose
+            kind is the name of the folder that they are in, if that is one of the kinds, else "sound".
+
+    Raises:
+        AudioError: there is nothing, or a kind is unknown.
+    """
+    manifest = folder / "manifest.csv"
+    if manifest.is_file():
+        with manifest.open(newline="") as file:
+            clips = [_row(folder, row) for row in csv.DictReader(file)]
+    else:
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+        clips = [
+            Clip(_stem(folder, file), file.parent.name if file.parent.name in KINDS else "sound", file)
+            for file in files
+        ]
+    if not clips:
+        raise AudioError(f"no manifest.csv and no {', '.join(ENDINGS)} in {folder}")
+    wrong = {clip.kind for clip in clips} - set(KINDS)
+    if wrong:
+        raise AudioError(f"{manifest}: kind is {', '.join(sorted(wrong))}; wanted is one of {', '.join(KINDS)}")
+    return clips
+
+
+def thin(clips: Iterable[Clip], every: int) -> list[Clip]:
+    """Keep every ``every``-th clip of each kind, in the given order."""
+    counts = dict.fromkeys(KINDS, -1)
+    kept = []
+    for clip in clips:
+        counts[clip.kind] += 1
+        if counts[clip.kind] % every == 0:
+            kept.append(clip)
+    return kept
+
+
+def _row(folder: Path, row: dict[str, str]) -> Clip:
+    if not {"file", "kind"} <= row.keys():
+        raise AudioError(f"{folder / 'manifest.csv'} has columns {', '.join(row)}; file and kind are needed")
+    path = folder / row["file"]
+    rest = {name: value for name, value in row.items() if name not in ("file", "text") and value}
+    return Clip(_stem(folder, path), row["kind"], path, row.get("text") or None, rest)
+
+
+def _stem(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()

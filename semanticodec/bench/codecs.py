@@ -1,0 +1,259 @@
+"""The adapter behind which every codec stands, this package's codec, and decodes that others have made."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import checkpoints, wire
+from ..codec import SemantiCodec
+from ..config import PRESETS, SAMPLE_RATE, preset
+from ..diffusion import SamplerOptions
+from ..errors import CheckpointError, SemantiCodecError
+from ..wire import messages
+from .clips import ENDINGS, Clip, Wave, read
+
+MESSAGE = 0.32
+"""Seconds of sound per message when the gross bitrate is counted, for codecs that have no longer blocks."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What coding a clip gave.
+
+    Args:
+        data: the file as it would be stored; empty for decodes that others have made.
+        net_bits: bits of the packed codes, without any container.
+        codes: ``[n_q, F]`` for codecs that have codes.
+        entropy_bits: bits after lossless coding of the codes, where the codec has such a thing.
+    """
+
+    data: bytes
+    net_bits: float
+    codes: NDArray[np.int64] | None = None
+    entropy_bits: float | None = None
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a codec beside its scores.
+
+    Args:
+        family: curves of the rate-distortion plots join codecs of one family.
+        what: one line for readers.
+        rate: sample rate in Hz that it works at; nothing above half of it can come back.
+        delay: algorithmic delay in seconds from a sample to its decoded self, where it is known.
+        block: seconds of sound that are sent together.
+        parameters: of all its networks.
+        measured: False if the bitrate is what somebody stated.
+    """
+
+    family: str
+    what: str
+    rate: int
+    delay: float | None = None
+    block: float = MESSAGE
+    parameters: int | None = None
+    measured: bool = True
+
+
+class Codec(Protocol):
+    """One codec at one setting; a small value that can be sent to another process, where it loads what it needs."""
+
+    @property
+    def name(self) -> str:
+        """Of this codec at this setting; unique in a run."""
+
+    def missing(self) -> str | None:
+        """Say what is needed and not there, or nothing."""
+
+    def about(self) -> About:
+        """Say what it is."""
+
+    def fingerprint(self) -> str:
+        """Return what its output depends on beside the clip: cached results of another fingerprint are not used."""
+
+    def encode(self, clip: Clip) -> Coded:
+        """Code a clip."""
+
+    def decode(self, coded: Coded, clip: Clip) -> Wave:
+        """Return samples ``[S']`` at 16 kHz; the clip tells only its length and name."""
+
+
+@dataclass(frozen=True)
+class Semanticodec:
+    """A preset of this package, or of a folder, at a number of solver steps (None: the preset's own)."""
+
+    preset: str
+    steps: int | None = None
+    folder: str | None = None
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Preset and steps."""
+        return self.preset if self.steps is None else f"{self.preset}@{self.steps}"
+
+    def missing(self) -> str | None:
+        """Say whether the weights are here; nothing is downloaded."""
+        if self.folder is None and not self.preset.startswith("mini"):
+            import huggingface_hub
+
+            remote = f"semanticodec_tokenrate_{preset(self.preset).token_rate}/encoder.ckpt"
+            if not isinstance(huggingface_hub.try_to_load_from_cache(checkpoints.HUB, remote), str):
+                return f"weights of {checkpoints.HUB} are not in the Hugging Face cache; fetch them or name a folder"
+        try:
+            checkpoints.locate(self.folder or self.preset, self.preset)
+        except SemantiCodecError as error:
+            return str(error)
+        return None
+
+    def about(self) -> About:
+        """Say what the preset is; delay is that of its streaming form."""
+        from ..streaming import Decoder, Encoder
+
+        codec, options = _semanticodec(self)
+        config = codec.config
+        steps = options.steps or config.decoder.steps
+        what = f"{config.token_rate} tokens/s, {steps} solver step{'s' * (steps > 1)}, seed {self.seed}"
+        family = "mini" if config.name.startswith("mini") else "SemantiCodec"
+        return About(
+            family if self.steps is None else f"{family}, {self.steps} steps",
+            what,
+            SAMPLE_RATE,
+            Decoder(codec, options).delay(Encoder(codec)) / SAMPLE_RATE,
+            config.block / SAMPLE_RATE,
+            sum(p.numel() for p in codec.model.parameters()),
+        )
+
+    def fingerprint(self) -> str:
+        """Name the weights' files and this package's code by their content."""
+        source = checkpoints.locate(self.folder or self.preset, self.preset)
+        folder = source.folder or Path(checkpoints.HUB)
+        weights = _content(tuple(sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", ".ckpt"))))
+        return "/".join((self.name, str(self.seed), weights, _code()))
+
+    def encode(self, clip: Clip) -> Coded:
+        """Code into a ``.scodec`` file."""
+        codec, _ = _semanticodec(self)
+        codes = codec.encode(torch.from_numpy(clip.wave), SAMPLE_RATE).cpu().numpy()
+        file = io.BytesIO()
+        header = wire.Header.of(codec.config, codec.weights_hash, SAMPLE_RATE, 1, len(clip.wave))
+        wire.write_codes(file, header, codes)
+        return Coded(file.getvalue(), codes.shape[2] * sum(codec.config.code_bits), codes[0])
+
+    def decode(self, coded: Coded, clip: Clip) -> Wave:
+        """Decode the codes."""
+        codec, options = _semanticodec(self)
+        assert coded.codes is not None
+        wave = codec.decode(coded.codes[None], seed=self.seed, length=len(clip.wave), options=options)
+        result: Wave = wave[0].float().cpu().numpy()
+        return result
+
+    def pool(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Average what codes ``[2, F]`` stand for, for the semantic probe."""
+        codec, _ = _semanticodec(self)
+        result: NDArray[np.float32] = codec.embed(torch.from_numpy(codes)[None])[0].mean(0).float().cpu().numpy()
+        return result
+
+
+@functools.lru_cache(1)
+def _semanticodec(spec: Semanticodec) -> tuple[SemantiCodec, SamplerOptions]:
+    codec = SemantiCodec.from_pretrained(spec.folder or spec.preset, preset=spec.preset)
+    return codec, SamplerOptions(steps=spec.steps)
+
+
+@functools.cache
+def _code() -> str:
+    """Return a digest of the source between samples and codes."""
+    root = Path(__file__).parent.parent
+    names = ("audio", "codec", "config", "diffusion", "latent", "model", "windows")
+    return _content((*(root / f"{name}.py" for name in names), *sorted((root / "nn").glob("*.py"))))
+
+
+@functools.cache
+def _content(files: tuple[Path, ...]) -> str:
+    if not files:
+        raise CheckpointError("there are no files to take a fingerprint of")
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Decodes:
+    """A folder of finished decodes, named as the clips are, with the bitrate that its maker states.
+
+    Args:
+        name: of the system.
+        folder: of sound files; a clip's is the one of its relative path, or of its bare name.
+        kbps: stated bitrate.
+        family: which curve it belongs to.
+    """
+
+    name: str
+    folder: Path
+    kbps: float
+    family: str = ""
+
+    def missing(self) -> str | None:
+        """Say whether the folder is there."""
+        return None if self.folder.is_dir() else f"there is no folder {self.folder}"
+
+    def about(self) -> About:
+        """Say whose word the bitrate is."""
+        return About(
+            self.family or self.name, f"decodes in {self.folder.name}, bitrate stated", SAMPLE_RATE, measured=False
+        )
+
+    def fingerprint(self) -> str:
+        """Name the files by their content."""
+        return f"{self.name}/{_content(tuple(sorted(f for f in self.folder.rglob('*') if f.is_file())))}"
+
+    def encode(self, clip: Clip) -> Coded:
+        """Take the stated bitrate."""
+        return Coded(b"", self.kbps * 1000 * clip.seconds)
+
+    def decode(self, coded: Coded, clip: Clip) -> Wave:  # noqa: ARG002
+        """Read the decode of the clip."""
+        for stem in (clip.name, Path(clip.name).name):
+            for ending in ENDINGS:
+                path = self.folder / (stem + ending)
+                if path.is_file():
+                    return read(path)
+        raise FileNotFoundError(2, "no decode of this clip", str(self.folder / clip.name))
+
+
+def ours(presets: tuple[str, ...] = tuple(PRESETS), steps: tuple[int | None, ...] = (None,)) -> Iterator[Codec]:
+    """Yield presets of this package at every given number of solver steps."""
+    for name in presets:
+        for count in steps:
+            yield Semanticodec(name, count)
+
+
+def gross_bits(net_bits: float, seconds: float, block: float) -> float:
+    """Count bits on the wire: codes messages of ``server/PROTOCOL.md`` in WebSocket frames of a client.
+
+    Every codec's bits are cut into messages of ``block`` seconds; what TLS, TCP and IP add depends on the link and is
+    not counted.
+
+    Args:
+        net_bits: of the whole clip.
+        seconds: its length.
+        block: seconds per message.
+    """
+    count = max(1, -(-round(seconds * SAMPLE_RATE) // round(block * SAMPLE_RATE)))
+    payload = max(1, round(net_bits / 8 / count))
+    # Sequence numbers grow with the session: this is one in the middle of five minutes.
+    size = len(messages.encode(messages.Codes(seq=500, data=bytes(payload)))) - payload
+    frame = 6 if payload + size < 126 else 8
+    return net_bits + 8 * count * (size + frame)
+
+

@@ -1,0 +1,277 @@
+"""Codecs that are programs: Opus, Codec 2, Speex, MP3, AAC, and any other by two lines of configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shlex
+import shutil
+import struct
+import subprocess
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import soundfile
+
+from ..audio import load, resample, save
+from ..config import SAMPLE_RATE
+from ..errors import AudioError, ConfigError
+from .clips import Clip, Wave
+from .codecs import About, Coded
+
+Payload = Literal["file", "ogg", "adts"]
+TIMEOUT = 300
+"""Seconds that a program may take with one clip."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A codec that two commands run: ``{input}``, ``{coded}`` and ``{output}`` stand for files.
+
+    Args:
+        name: of the codec at this setting.
+        encode: command from ``{input}`` (a WAV file, or headerless samples) to ``{coded}``.
+        decode: command from ``{coded}`` to ``{output}``.
+        family: which curve it belongs to.
+        rate: sample rate in Hz of ``{input}``, mono, 16 bits.
+        raw: whether both ends are headerless little-endian samples.
+        payload: what of the coded file counts as net bits: all of it, the packets of an Ogg stream without its two
+            header packets, or AAC frames without their ADTS headers.
+        ending: of the coded file's name.
+        delay: algorithmic delay in seconds, if known.
+    """
+
+    name: str
+    encode_command: str
+    decode_command: str
+    family: str = ""
+    rate: int = SAMPLE_RATE
+    raw: bool = False
+    payload: Payload = "file"
+    ending: str = ".bin"
+    delay: float | None = None
+
+    def missing(self) -> str | None:
+        """Say which program is not installed."""
+        for command in (self.encode_command, self.decode_command):
+            program = shlex.split(command)[0]
+            if shutil.which(program) is None:
+                return f"{program} is not installed"
+        return None
+
+    def about(self) -> About:
+        """Say which commands it is."""
+        return About(self.family or self.name, self.encode_command, self.rate, self.delay)
+
+    def fingerprint(self) -> str:
+        """Name the programs by their content."""
+        programs = (shutil.which(shlex.split(c)[0]) or "" for c in (self.encode_command, self.decode_command))
+        digests = [hashlib.sha256(Path(program).read_bytes()).hexdigest() for program in programs]
+        return "/".join((str(dataclasses.astuple(self)), *digests))
+
+    def encode(self, clip: Clip) -> Coded:
+        """Run the first command on the clip."""
+        import torch
+
+        wave = resample(torch.from_numpy(clip.wave), SAMPLE_RATE, self.rate)
+        with tempfile.TemporaryDirectory() as folder:
+            files = self._files(Path(folder))
+            if self.raw:
+                pcm = (wave.clamp(-1, 1) * 32767).round().short().numpy()
+                files["input"].write_bytes(pcm.astype("<i2").tobytes())
+            else:
+                save(files["input"], wave, self.rate)
+            _run(self.encode_command, files, "coded")
+            data = files["coded"].read_bytes()
+        return Coded(data, 8 * _PAYLOADS[self.payload](data))
+
+    def decode(self, coded: Coded, clip: Clip) -> Wave:  # noqa: ARG002
+        """Run the second command on the coded file."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = self._files(Path(folder))
+            files["coded"].write_bytes(coded.data)
+            _run(self.decode_command, files, "output")
+            if self.raw:
+                data, rate = soundfile.read(
+                    files["output"],
+                    dtype="float32",
+                    always_2d=True,
+                    samplerate=self.rate,
+                    channels=1,
+                    format="RAW",
+                    subtype="PCM_16",
+                    endian="LITTLE",
+                )
+                import torch
+
+                wave = torch.from_numpy(data[:, 0])
+            else:
+                channels, rate = load(files["output"])
+                wave = channels.mean(0)
+        result: Wave = resample(wave, rate, SAMPLE_RATE).numpy()
+        return result
+
+    def _files(self, folder: Path) -> dict[str, Path]:
+        sound = ".raw" if self.raw else ".wav"
+        return {
+            "input": folder / f"input{sound}",
+            "coded": folder / f"coded{self.ending}",
+            "output": folder / f"output{sound}",
+        }
+
+
+def _run(command: str, files: dict[str, Path], made: str) -> None:
+    # Split first, so that no name of a file is ever read as shell syntax or as two words.
+    words = [word.format(**files) for word in shlex.split(command)]
+    try:
+        done = subprocess.run(words, capture_output=True, timeout=TIMEOUT, check=False, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise AudioError(f"{command}: not finished after {TIMEOUT} s") from None
+    if done.returncode or not files[made].is_file() or not files[made].stat().st_size:
+        said = (done.stderr or done.stdout).decode(errors="replace").strip()[-300:]
+        raise AudioError(f"{command}: exit code {done.returncode}, {{{made}}} is {_size(files[made])}: {said}")
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size} bytes long" if path.is_file() else "missing"
+
+
+def ogg_payload(data: bytes) -> int:
+    """Return the bytes of an Ogg stream's packets, without page headers and the two header packets."""
+    packets, at, open_packet = [0], 0, True
+    while at < len(data):
+        if data[at : at + 4] != b"OggS" or at + 27 > len(data):
+            raise AudioError(f"no Ogg page at byte {at}")
+        lacing = data[at + 27 : at + 27 + data[at + 26]]
+        for size in lacing:
+            if not open_packet:
+                packets.append(0)
+            packets[-1] += size
+            open_packet = size == 255
+        at += 27 + len(lacing) + sum(lacing)
+    return sum(packets[2:])
+
+
+def adts_payload(data: bytes) -> int:
+    """Return the bytes of an AAC stream without the header of each frame."""
+    at = payload = 0
+    while at < len(data):
+        if len(data) - at < 7 or data[at] != 0xFF or data[at + 1] >> 4 != 0xF:
+            raise AudioError(f"no ADTS frame at byte {at}")
+        header = 7 if data[at + 1] & 1 else 9
+        length = struct.unpack(">I", data[at + 3 : at + 7])[0] >> 13 & 0x1FFF
+        payload += length - header
+        at += length
+    return payload
+
+
+_PAYLOADS = {"file": len, "ogg": ogg_payload, "adts": adts_payload}
+
+OPUS = (6, 8, 12, 16, 24)
+CODEC2 = ("700C", "1200", "1300", "1600", "2400", "3200")
+SPEEX = ((8000, 2), (16000, 1), (16000, 3))
+"""Sample rate and quality."""
+MP3 = (8, 16, 24)
+AAC = (12, 16, 24)
+
+
+def classical() -> Iterator[Command]:
+    """Yield the codecs that Debian's opus-tools, codec2, speex and ffmpeg run, all asked for mono.
+
+    Delays are those of the methods at their default frames: Opus 20 ms + 6.5 ms, Codec 2 40 ms + 40 ms (20 ms frames
+    at 2400 and 3200), Speex 20 ms + 10 or 14 ms.
+    """
+    for kbps in OPUS:
+        yield Command(
+            f"opus-{kbps}",
+            f"opusenc --quiet --bitrate {kbps} {{input}} {{coded}}",
+            "opusdec --quiet {coded} {output}",
+            family="Opus",
+            payload="ogg",
+            ending=".opus",
+            delay=0.0265,
+        )
+    for mode in CODEC2:
+        yield Command(
+            f"codec2-{mode.lower()}",
+            f"c2enc {mode} {{input}} {{coded}}",
+            f"c2dec {mode} {{coded}} {{output}}",
+            family="Codec 2",
+            rate=8000,
+            raw=True,
+            delay=0.04 if mode in ("2400", "3200") else 0.08,
+        )
+    for rate, quality in SPEEX:
+        band = "nb" if rate == 8000 else "wb"
+        yield Command(
+            f"speex-{band}-q{quality}",
+            f"speexenc --{'narrowband' if band == 'nb' else 'wideband'} --quality {quality} {{input}} {{coded}}",
+            "speexdec {coded} {output}",
+            family=f"Speex {band.upper()}",
+            rate=rate,
+            payload="ogg",
+            ending=".spx",
+            delay=0.03 if band == "nb" else 0.034,
+        )
+    ffmpeg = "ffmpeg -nostdin -loglevel error -y -i"
+    for kbps in MP3:
+        yield Command(
+            f"mp3-{kbps}",
+            f"{ffmpeg} {{input}} -codec:a libmp3lame -b:a {kbps}k -write_xing 0 -id3v2_version 0 {{coded}}",
+            f"{ffmpeg} {{coded}} {{output}}",
+            family="MP3",
+            ending=".mp3",
+        )
+    for kbps in AAC:
+        yield Command(
+            f"aac-{kbps}",
+            f"{ffmpeg} {{input}} -codec:a aac -b:a {kbps}k {{coded}}",
+            f"{ffmpeg} {{coded}} {{output}}",
+            family="AAC",
+            payload="adts",
+            ending=".aac",
+        )
+
+
+def configured(path: Path) -> list[Command]:
+    """Read codecs from a TOML file, a table each, of which two lines are needed.
+
+    ::
+
+        [lyra-3200]
+        encode = "lyra_encoder --input {input} --output {coded} --bitrate 3200"
+        decode = "lyra_decoder --input {coded} --output {output}"
+
+    Further keys: rate (Hz, 16000), raw (false), payload ("file"), ending (".bin"), family, delay (s).
+
+    Raises:
+        ConfigError: a key is missing or unknown, or a value is of the wrong type.
+    """
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return [_configured(path, name, table) for name, table in tables.items()]
+
+
+def _configured(path: Path, name: str, table: object) -> Command:
+    kinds = {"family": str, "rate": int, "raw": bool, "payload": str, "ending": str, "delay": float}
+    if not isinstance(table, dict) or not {"encode", "decode"} <= table.keys():
+        raise ConfigError(f"{path}: [{name}] needs encode = and decode =")
+    wrong = [key for key, value in table.items() if type(value) is not kinds.get(key, str)]
+    wrong += table.keys() - kinds.keys() - {"encode", "decode"}
+    if wrong or table.get("payload", "file") not in get_args(Payload):
+        raise ConfigError(
+            f"{path}: [{name}] has {', '.join(wrong) or 'payload'} wrong; beside encode and decode there may be "
+            f"{', '.join(kinds)}, payload one of {', '.join(get_args(Payload))}"
+        )
+    places = {"encode": ("{input}", "{coded}"), "decode": ("{coded}", "{output}")}
+    for key, needed in places.items():
+        if not all(place in table[key] for place in needed):
+            raise ConfigError(f"{path}: [{name}] {key} needs {' and '.join(needed)}, seen is {table[key]!r}")
+    rest = {key: value for key, value in table.items() if key in kinds}
+    return Command(name, table["encode"], table["decode"], **rest)

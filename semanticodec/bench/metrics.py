@@ -1,0 +1,278 @@
+"""What is measured of a decode against its original, both 16 kHz mono, after :mod:`.align`.
+
+Every metric is a value in :data:`METRICS`; its version is part of what cached results are found by.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..audio import resample
+from ..config import SAMPLE_RATE
+from ..demo import mel_l1
+from .align import Samples
+
+SPEECH = ("speech",)
+TONAL = ("speech", "music")
+ALL = ("speech", "music", "sound")
+
+Value = tuple[float, float]
+"""A value and its weight in the mean: 1, or the number of words."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """One signal and what is derived from it, each thing once.
+
+    Args:
+        wave: ``[S]`` at 16 kHz.
+        text: what is said, if known.
+    """
+
+    wave: Samples = field(repr=False)
+    text: str | None = None
+
+    @functools.cached_property
+    def pitch(self) -> tuple[Samples, NDArray[np.bool_]]:
+        """F0 in Hz (NaN where there is none) and whether a frame of 20 ms is voiced, by pYIN."""
+        import librosa
+
+        f0, voiced, _ = librosa.pyin(
+            self.wave, fmin=65, fmax=400, sr=SAMPLE_RATE, frame_length=1024, hop_length=320, resolution=0.2
+        )
+        return f0, voiced
+
+    @functools.cached_property
+    def words(self) -> str:
+        """What pocketsphinx hears with the English models in its wheel."""
+        recogniser = _recogniser()
+        recogniser.start_utt()
+        pcm = (np.clip(self.wave, -1, 1) * 32767).astype(np.int16)
+        recogniser.process_raw(pcm.tobytes(), full_utt=True)
+        recogniser.end_utt()
+        heard = recogniser.hyp()
+        return heard.hypstr if heard else ""
+
+    @functools.cached_property
+    def voice(self) -> NDArray[np.float32]:
+        """Resemblyzer's embedding of the speaker, of unit length."""
+        result: NDArray[np.float32] = _speakers().embed_utterance(self.wave.astype(np.float32))
+        return result
+
+    @functools.cached_property
+    def spectra(self) -> list[Samples]:
+        """Magnitudes at three resolutions (FFT 512, 1024, 2048, hop a quarter), ``[frames, bins]``."""
+        return [_magnitudes(self.wave, size) for size in (512, 1024, 2048)]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measure.
+
+    Args:
+        name: in results.
+        label: for readers.
+        unit: of the value, or "".
+        better: whether high or low values are good.
+        kinds: of clips that it makes sense for.
+        needs: module that it is computed with.
+        compute: from original and decode to a value, or None where it is undefined (silence, no transcript).
+        costly: whether the default run takes it only on part of the clips.
+        version: goes up when values change.
+    """
+
+    name: str
+    label: str
+    unit: str
+    better: Literal["high", "low"]
+    kinds: tuple[str, ...]
+    needs: str
+    compute: Callable[[Sound, Sound], Value | float | None]
+    costly: bool = False
+    version: int = 1
+
+    def missing(self) -> str | None:
+        """Say which package is not installed."""
+        if importlib.util.find_spec(self.needs.split(".")[0]) is None:
+            return f"{self.needs} is not installed: pip install 'semanticodec[bench]'"
+        return None
+
+    def value(self, original: Sound, decoded: Sound) -> Value | None:
+        """Measure; None where the metric is undefined."""
+        found = self.compute(original, decoded)
+        if found is None:
+            return None
+        value, weight = found if isinstance(found, tuple) else (float(found), 1.0)
+        return (float(value), float(weight)) if np.isfinite(value) else None
+
+
+def pesq(original: Sound, decoded: Sound, *, band: Literal["wb", "nb"]) -> float | None:
+    """ITU-T P.862.2 (wide-band, 16 kHz) or P.862.1 (narrow-band, both resampled to 8 kHz)."""
+    import pesq as module
+
+    rate = SAMPLE_RATE if band == "wb" else 8000
+    try:
+        return float(module.pesq(rate, _at(original.wave, rate), _at(decoded.wave, rate), band))
+    except module.NoUtterancesError:
+        return None
+
+
+def stoi(original: Sound, decoded: Sound, *, extended: bool) -> float | None:
+    """Short-time objective intelligibility (Taal et al., 2011), or extended (Jensen and Taal, 2016)."""
+    import warnings
+
+    import pystoi
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return float(pystoi.stoi(original.wave, decoded.wave, SAMPLE_RATE, extended=extended))
+        except RuntimeWarning:  # fewer than 30 frames are loud enough
+            return None
+
+
+def visqol(original: Sound, decoded: Sound, *, mode: Literal["audio", "speech"]) -> float | None:
+    """ViSQOL v3 (Chinen et al., 2020): audio mode at 48 kHz, or speech mode at 16 kHz with the lattice mapping."""
+    rate = 48_000 if mode == "audio" else SAMPLE_RATE
+    try:
+        return float(_visqol(mode).measure_from_arrays(_at(original.wave, rate), _at(decoded.wave, rate), rate).moslqo)
+    except (ValueError, RuntimeError):  # no patch of the original is loud enough
+        return None
+
+
+def multi_stft(original: Sound, decoded: Sound) -> float:
+    """Spectral convergence plus log-magnitude L1, averaged over three resolutions (Yamamoto et al., 2020)."""
+    losses = []
+    for ours, theirs in zip(original.spectra, decoded.spectra, strict=True):
+        convergence = np.linalg.norm(ours - theirs) / max(np.linalg.norm(ours), 1e-9)
+        losses.append(convergence + np.abs(np.log(ours) - np.log(theirs)).mean())
+    return float(np.mean(losses))
+
+
+def lsd(original: Sound, decoded: Sound) -> float:
+    """Log-spectral distance: root of the mean squared difference of log10 powers over bins, averaged over frames."""
+    ours, theirs = original.spectra[2], decoded.spectra[2]
+    return float(np.sqrt(((2 * np.log10(ours / theirs)) ** 2).mean(1)).mean())
+
+
+def log_mel(original: Sound, decoded: Sound) -> float:
+    """Log-mel L1, as the published codecs were scored."""
+    return mel_l1(torch.from_numpy(original.wave).float(), torch.from_numpy(decoded.wave).float())
+
+
+def f0_error(original: Sound, decoded: Sound) -> Value | None:
+    """Median error of F0 in cents over frames that are voiced in both; weighted by their number."""
+    (ours, _), (theirs, _) = original.pitch, decoded.pitch
+    both = np.isfinite(ours) & np.isfinite(theirs)
+    if both.sum() < 5:
+        return None
+    return float(np.median(np.abs(1200 * np.log2(theirs[both] / ours[both])))), float(both.sum())
+
+
+def voicing_error(original: Sound, decoded: Sound) -> float:
+    """Share of frames that are voiced in one and not in the other, in percent."""
+    return float(100 * (original.pitch[1] != decoded.pitch[1]).mean())
+
+
+def wer(original: Sound, decoded: Sound) -> Value | None:
+    """Word error rate against the transcript in percent, weighted by its words."""
+    return _word_errors(original.text or "", decoded.words)
+
+
+def dwer(original: Sound, decoded: Sound) -> Value | None:
+    """Word error rate against what the recogniser hears in the original, in percent, weighted by its words."""
+    return _word_errors(original.words, decoded.words)
+
+
+def speaker(original: Sound, decoded: Sound) -> float:
+    """Cosine of the speaker embeddings."""
+    return float(original.voice @ decoded.voice)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("pesq_wb", "PESQ-WB", "", "high", TONAL, "pesq", functools.partial(pesq, band="wb")),
+        Metric("pesq_nb", "PESQ-NB", "", "high", SPEECH, "pesq", functools.partial(pesq, band="nb"), costly=True),
+        Metric("stoi", "STOI", "", "high", ALL, "pystoi", functools.partial(stoi, extended=False)),
+        Metric("estoi", "ESTOI", "", "high", ALL, "pystoi", functools.partial(stoi, extended=True), costly=True),
+        Metric(
+            "visqol", "ViSQOL audio", "", "high", ALL, "visqol", functools.partial(visqol, mode="audio"), costly=True
+        ),
+        Metric(
+            "visqol_speech",
+            "ViSQOL speech",
+            "",
+            "high",
+            SPEECH,
+            "visqol",
+            functools.partial(visqol, mode="speech"),
+            costly=True,
+        ),
+        Metric("mel_l1", "log-mel L1", "", "low", ALL, "torch", log_mel),
+        Metric("stft", "multi-res. STFT", "", "low", ALL, "numpy", multi_stft),
+        Metric("lsd", "LSD", "", "low", ALL, "numpy", lsd),
+        Metric("f0", "F0 error", "cents", "low", SPEECH, "librosa", f0_error, costly=True),
+        Metric("voicing", "voicing error", "%", "low", SPEECH, "librosa", voicing_error, costly=True),
+        Metric("wer", "WER", "%", "low", SPEECH, "pocketsphinx", wer, costly=True),
+        Metric("dwer", "dWER", "%", "low", SPEECH, "pocketsphinx", dwer, costly=True),
+        Metric("speaker", "speaker similarity", "", "high", SPEECH, "resemblyzer", speaker),
+    )
+}
+
+
+def _at(wave: Samples, rate: int) -> Samples:
+    return resample(torch.from_numpy(wave), SAMPLE_RATE, rate).double().numpy()
+
+
+def _magnitudes(wave: Samples, size: int) -> Samples:
+    window = torch.hann_window(size, dtype=torch.float64)
+    padded = torch.from_numpy(np.pad(wave, size // 2))
+    spectrum = torch.stft(padded, size, size // 4, window=window, center=False, return_complex=True)
+    result: Samples = spectrum.abs().mT.clamp_min(1e-5).numpy()
+    return result
+
+
+def _word_errors(truth: str, heard: str) -> Value | None:
+    import jiwer
+
+    if not (words := truth.lower().split()):
+        return None
+    return 100 * float(jiwer.wer(" ".join(words), heard.lower())), float(len(words))
+
+
+@functools.cache
+def _recogniser() -> Any:
+    import pocketsphinx
+
+    return pocketsphinx.Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
+
+
+@functools.cache
+def _speakers() -> Any:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its dependencies use what setuptools gives up
+        import resemblyzer
+
+        return resemblyzer.VoiceEncoder("cpu", verbose=False)
+
+
+@functools.cache
+def _visqol(mode: str) -> Any:
+    import visqol as module
+
+    logging.getLogger("visqol").setLevel(logging.ERROR)  # it reports every clip
+    api = module.VisqolApi()
+    api.create(mode=mode)
+    return api

@@ -1,0 +1,353 @@
+"""Run codecs on clips and measure; everything is cached by content, so that a run that was killed goes on.
+
+Three rounds: every codec codes every clip; each codec's one delay is found; every decode is scored.  What is found is
+kept in one small file per (codec, clip), written as soon as it is known, beside the decode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..audio import save
+from ..config import SAMPLE_RATE
+from ..errors import ConfigError, SemantiCodecError
+from .align import align, bandwidth, common_delay, find_delay
+from .clips import KINDS, Clip, Wave, read, thin
+from .codecs import Codec, Coded, gross_bits
+from .machine import machine
+from .metrics import METRICS, Sound, Value
+from .results import Results
+
+Advance = Callable[[str, str, int, int], None]
+"""Told what is done: the round, the codec and clip, how many of how many."""
+
+CALIBRATION = 8
+"""Clips that a codec's delay is found on: the first ones with speech, or of any kind."""
+
+J = TypeVar("J", bound=tuple[Any, ...])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Args:
+        codecs: whose names differ.
+        clips: whose names differ.
+        cache: folder for decodes and scores.
+        metrics: names from :data:`.metrics.METRICS`.
+        costly_every: costly metrics are taken on every n-th clip of each kind.
+        compensate: whether delay and level are undone first.
+        jobs: processes, of one thread each.
+    """
+
+    codecs: Sequence[Codec]
+    clips: Sequence[Clip]
+    cache: Path
+    metrics: Sequence[str] = tuple(METRICS)
+    costly_every: int = 1
+    compensate: bool = True
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        for what, names in (("codecs", [c.name for c in self.codecs]), ("clips", [c.name for c in self.clips])):
+            twice = {name for name in names if names.count(name) > 1}
+            if twice:
+                raise ConfigError(f"{what} need names of their own; {', '.join(sorted(twice))} comes twice")
+        unknown = set(self.metrics) - METRICS.keys()
+        if unknown:
+            raise ConfigError(f"unknown metrics {', '.join(sorted(unknown))}; there are {', '.join(METRICS)}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where the cache keeps one codec's work on one clip."""
+
+    cache: Path
+    key: str
+
+    @classmethod
+    def of(cls, cache: Path, fingerprint: str, digest: str) -> Entry:
+        """Find the place by content.
+
+        Args:
+            cache: folder.
+            fingerprint: SHA-256 of what the codec's output depends on.
+            digest: SHA-256 of the clip's file.
+        """
+        return cls(cache, hashlib.sha256(f"{fingerprint}\n{digest}".encode()).hexdigest()[:32])
+
+    def path(self, ending: str) -> Path:
+        """Return the path of a file of this entry."""
+        return self.cache / self.key[:2] / (self.key + ending)
+
+    def read(self) -> dict[str, Any]:
+        """Return what is known; nothing if this is new."""
+        path = self.path(".json")
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Put a record in the place of the last one, at once."""
+        part = self.path(".json.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(record))
+        part.replace(self.path(".json"))
+
+    def decoded(self) -> NDArray[np.float64]:
+        """Return the decode ``[S']`` at 16 kHz, as a 16-bit file holds it."""
+        return read(self.path(".flac")).astype(np.float64)
+
+    def codes(self) -> NDArray[np.int64] | None:
+        """Return the codes ``[n_q, F]``, if the codec has any."""
+        path = self.path(".npy")
+        return np.load(path, allow_pickle=False) if path.is_file() else None
+
+
+def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
+    """Do what is not in the cache yet, and gather everything.
+
+    A codec that cannot run at all, or a metric whose package is missing, is skipped with the reason; a codec that fails
+    on one clip loses only that clip, and the reason is kept.
+
+    Args:
+        plan: what to run.
+        title: of the results.
+        advance: is told about progress.
+    """
+    skipped = {c.name: reason for c in plan.codecs if (reason := c.missing())}
+    skipped |= {name: reason for name in plan.metrics if (reason := METRICS[name].missing())}
+    codecs = [codec for codec in plan.codecs if codec.name not in skipped]
+    metrics = [name for name in plan.metrics if name not in skipped]
+    prints = {codec.name: hashlib.sha256(codec.fingerprint().encode()).hexdigest() for codec in codecs}
+    costly = {clip.name for clip in thin(plan.clips, plan.costly_every)}
+    failed: dict[str, str] = {}
+
+    def entry(codec: Codec, clip: Clip) -> Entry:
+        return Entry.of(plan.cache, prints[codec.name], clip.digest)
+
+    with _workers(plan.jobs) as each:
+        pairs = [(codec, clip) for codec in codecs for clip in plan.clips]
+        jobs = [(codec, clip, entry(codec, clip)) for codec, clip in pairs]
+        for (codec, clip, _), wrong in each(_code, jobs, "coding", advance):
+            if wrong:
+                failed[f"{codec.name} on {clip.name}"] = wrong
+        pairs = [(codec, clip) for codec, clip in pairs if f"{codec.name} on {clip.name}" not in failed]
+
+        delays = dict.fromkeys((codec.name for codec in codecs), 0)
+        if plan.compensate:
+            for codec in codecs:
+                mine = [clip for one, clip in pairs if one is codec]
+                chosen = sorted(mine, key=lambda clip: KINDS.index(clip.kind))[:CALIBRATION]
+                found = each(_delay, [(clip, entry(codec, clip)) for clip in chosen], "aligning", advance)
+                delays[codec.name] = common_delay([delay for _, delay in found])
+
+        order = {clip.name: place for place, clip in enumerate(plan.clips)}
+        scoring = [
+            (clip, entry(codec, clip), wanted, delays[codec.name], plan.compensate)
+            for codec, clip in sorted(pairs, key=lambda pair: order[pair[1].name])
+            if (wanted := tuple(n for n in metrics if _applies(n, clip, clip.name in costly)))
+        ]
+        for _ in each(_score, scoring, "scoring", advance):
+            pass
+    values = {codec.name: _gather(plan, codec, metrics, delays[codec.name], entry, failed) for codec in codecs}
+    return Results(
+        title=title,
+        machine=machine(),
+        settings={
+            "rate": SAMPLE_RATE,
+            "compensate": plan.compensate,
+            "costly_every": plan.costly_every,
+            "costly": [name for name in metrics if METRICS[name].costly],
+        },
+        clips={
+            clip.name: {
+                "kind": clip.kind,
+                "seconds": round(clip.seconds, 4),
+                "digest": clip.digest,
+                "labels": dict(clip.labels),
+            }
+            for clip in plan.clips
+        },
+        systems={
+            codec.name: {
+                **dataclasses.asdict(codec.about()),
+                "delay_samples": delays[codec.name],
+                "fingerprint": prints[codec.name],
+            }
+            for codec in codecs
+        },
+        values=values,
+        skipped=skipped,
+        failed=failed,
+    )
+
+
+def _applies(name: str, clip: Clip, costly: bool) -> bool:
+    return clip.kind in METRICS[name].kinds and (costly or not METRICS[name].costly)
+
+
+def _gather(
+    plan: Plan,
+    codec: Codec,
+    metrics: Sequence[str],
+    delay: int,
+    entry: Callable[[Codec, Clip], Entry],
+    failed: Mapping[str, str],
+) -> dict[str, dict[str, list[float]]]:
+    """Collect measure -> clip -> [value, weight] of one codec."""
+    about, values = codec.about(), dict[str, dict[str, list[float]]]()
+
+    def put(measure: str, clip: Clip, value: float, weight: float) -> None:
+        values.setdefault(measure, {})[clip.name] = [float(f"{value:.5g}"), float(f"{weight:.5g}")]
+
+    for clip in plan.clips:
+        if f"{codec.name} on {clip.name}" in failed:
+            continue
+        record, seconds = entry(codec, clip).read(), clip.seconds
+        bits = {"net": record["net_bits"], "entropy": record["entropy_bits"]}
+        if about.measured:
+            bits["file"] = 8 * record["bytes"]
+            bits["gross"] = gross_bits(record["net_bits"], seconds, about.block)
+            for name, spent in record["seconds"].items():
+                put(name, clip, spent / seconds, seconds)
+        for name, count in bits.items():
+            if count is not None:
+                put(f"kbps_{name}", clip, count / seconds / 1000, seconds)
+        for name in metrics:
+            found = record["scores"].get(_key(name, delay, plan.compensate))
+            if found:
+                put(name, clip, *found)
+        notes = record["scores"].get(_key("notes", delay, plan.compensate))
+        if notes:
+            put("gain", clip, notes[0], 1)
+            put("band", clip, notes[1], 1)
+    return values
+
+
+def _key(name: str, delay: int, compensate: bool) -> str:
+    version = METRICS[name].version if name in METRICS else 1
+    return f"{name}@{version}/{delay if compensate else 'as it is'}"
+
+
+def _code(codec: Codec, clip: Clip, entry: Entry) -> str | None:
+    """Code and decode one clip, unless that is done; return what went wrong."""
+    if entry.read():
+        return None
+    try:
+        codec.about()  # loads what must be loaded, so that it is not in the time
+        coded, encoding = _timed(lambda: codec.encode(clip))
+        wave, decoding = _timed(lambda: codec.decode(coded, clip))
+    except (SemantiCodecError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    entry.path(".flac").parent.mkdir(parents=True, exist_ok=True)
+    save(entry.path(".flac"), torch.from_numpy(np.ascontiguousarray(wave)), SAMPLE_RATE)
+    if coded.codes is not None:
+        np.save(entry.path(".npy"), coded.codes)
+    entry.write(
+        {
+            "codec": codec.name,
+            "clip": clip.name,
+            "bytes": len(coded.data),
+            "net_bits": coded.net_bits,
+            "entropy_bits": coded.entropy_bits,
+            "seconds": {
+                "encode_cpu": encoding[1],
+                "decode_cpu": decoding[1],
+                "encode_wall": encoding[0],
+                "decode_wall": decoding[0],
+            },
+            "scores": {},
+        }
+    )
+    return None
+
+
+T = TypeVar("T", Coded, Wave)
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, tuple[float, float]]:
+    """Return a result, and the elapsed and the processor seconds that it took here and in programs it ran."""
+
+    def spent() -> float:
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+    wall, cpu = time.perf_counter(), spent()
+    result = work()
+    return result, (time.perf_counter() - wall, spent() - cpu)
+
+
+def _delay(clip: Clip, entry: Entry) -> int | None:
+    record = entry.read()
+    if "delay" not in record:
+        record["delay"] = find_delay(_original(clip).wave, entry.decoded())
+        entry.write(record)
+    found: int | None = record["delay"]
+    return found
+
+
+def _score(clip: Clip, entry: Entry, metrics: Sequence[str], delay: int, compensate: bool) -> None:
+    """Take the metrics that are not known yet; each is written as soon as it is."""
+    record = entry.read()
+    scores: dict[str, Value | None] = record["scores"]
+    wanted = {name: key for name in metrics if (key := _key(name, delay, compensate)) not in scores}
+    if not wanted:
+        return
+    original = _original(clip)
+    aligned = align(original.wave, entry.decoded(), delay=delay, level=compensate)
+    decoded = Sound(aligned.wave)
+    scores[_key("notes", delay, compensate)] = aligned.gain, bandwidth(original.wave, aligned.wave)
+    for name, key in wanted.items():
+        scores[key] = METRICS[name].value(original, decoded)
+        entry.write(record)
+
+
+@functools.lru_cache(2)
+def _original(clip: Clip) -> Sound:
+    return Sound(clip.wave.astype(np.float64), clip.text)
+
+
+class _workers:
+    """Go through jobs here, or in several processes."""
+
+    def __init__(self, jobs: int) -> None:
+        self._pool = None
+        if jobs > 1:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __enter__(self) -> Callable[..., Iterator[tuple[Any, Any]]]:
+        return self._each
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _each(
+        self, function: Callable[..., Any], jobs: Sequence[J], stage: str, advance: Advance
+    ) -> Iterator[tuple[J, Any]]:
+        results: Iterable[Any]
+        if self._pool is None:
+            results = (function(*job) for job in jobs)
+        else:
+            results = self._pool.map(function, *zip(*jobs, strict=True)) if jobs else ()
+        for done, (job, result) in enumerate(zip(jobs, results, strict=True), 1):
+            label = " ".join(part.name for part in job if isinstance(getattr(part, "name", None), str))
+            advance(stage, label, done, len(jobs))
+            yield job, result
