@@ -7,7 +7,7 @@ THREADS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.semanticodec
 
-.PHONY: demo test check bench train venv clean
+.PHONY: demo test check bench bench-quality readme train venv clean
 
 demo: $(STAMP)  ## encode and decode a shipped recording; results in demo_out/
 	$(BIN)/semanticodec demo --out demo_out
@@ -22,6 +22,13 @@ check: $(STAMP)  ## lint and type-check
 
 bench: $(STAMP)  ## decode speed against this machine's matrix multiplication
 	$(BIN)/python -m benchmarks.speed --threads $(THREADS) $(ARGS)
+
+bench-quality: $(STAMP)  ## mini and the classical codecs on ../shared/audio, into benchmarks/results and the README
+	$(BIN)/python -m benchmarks.quality $(ARGS)
+	$(BIN)/python -m benchmarks.readme
+
+readme: $(STAMP)  ## write the README's tables from benchmarks/results
+	$(BIN)/python -m benchmarks.readme
 
 train: $(STAMP)  ## train mini from the recordings in AUDIO, all stages, resumable
 	$(BIN)/python -m semanticodec.training all --audio $(AUDIO) $(ARGS)

@@ -4,7 +4,7 @@ Three runs of :mod:`semanticodec.bench`, each kept in ``results/quality-NAME.jso
 
 * ``dev``: mini at its default steps and the classical codecs on the 121 development clips, delay and level undone;
   metrics that cost much on every sixth clip of each kind
-* ``steps``: mini at 1, 2 and 4 solver steps, on every sixth clip
+* ``steps``: mini at 1, 2 and 4 solver steps, on every sixth clip of each kind
 * ``published``: mini, the decodes of published codecs and their recorded scores on the same 24 clips, as those were
   taken: nothing undone
 """
@@ -29,6 +29,8 @@ from semanticodec.bench.run import Plan, run
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 SHARED = ROOT.parent.parent / "shared"
+COSTLY_EVERY = 6
+"""Development clips from one that every metric is taken on to the next, of each kind."""
 MINI = ("mini-100", "mini-50", "mini-25")
 LEFT_OUT = ("speex-wb-q3", "mp3-8", "mp3-24", "aac-12", "aac-24")
 """Of the classical codecs, to keep the run at about half an hour of one core."""
@@ -84,17 +86,24 @@ def with_recorded(results: Results, figures: Path) -> Results:
     return Results(**{**vars(results), "systems": systems, "values": values})
 
 
-def plans(audio: Path, cache: Path, jobs: int) -> dict[str, Plan]:
-    """Return the runs by name."""
-    dev, published = find(audio / "dev"), published_clips(audio)
+def plans(audio: Path, cache: Path, jobs: int, every: int = 1, without: Sequence[str] = ()) -> dict[str, Plan]:
+    """Return the runs by name; ``every`` thins the development clips, ``without`` drops metrics."""
+    dev, published = thin(find(audio / "dev"), every), published_clips(audio)
+    metrics = [name for name in METRICS if name not in without]
+    costly = max(1, COSTLY_EVERY // every)
     codecs: list[Codec] = [*ours(MINI), *(codec for codec in classical() if codec.name not in LEFT_OUT)]
     steps: list[Codec] = [Semanticodec(name, count) for count in (1, 2, 4) for name in MINI]
     return {
         "published": Plan(
-            [*ours(MINI), *published_decodes(audio)], published, cache, RECORDED, compensate=False, jobs=jobs
+            [*ours(MINI), *published_decodes(audio)],
+            published,
+            cache,
+            [name for name in RECORDED if name not in without],
+            compensate=False,
+            jobs=jobs,
         ),
-        "dev": Plan(codecs, dev, cache, tuple(METRICS), costly_every=6, jobs=jobs),
-        "steps": Plan(steps, thin(dev, 6), cache, tuple(name for name in METRICS if "wer" not in name), jobs=jobs),
+        "dev": Plan(codecs, dev, cache, metrics, costly_every=costly, jobs=jobs),
+        "steps": Plan(steps, thin(dev, costly), cache, metrics, jobs=jobs),
     }
 
 
@@ -107,9 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path, default=ROOT.parent / ".bench", help="of decodes and scores")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th development clip of each kind")
+    parser.add_argument("--without", nargs="*", default=[], choices=list(METRICS), help="metrics to leave out")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    wanted = plans(given.audio, given.cache, given.jobs)
+    wanted = plans(given.audio, given.cache, given.jobs, given.every, given.without)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         for name in given.runs:

@@ -17,7 +17,7 @@ FLOORS = (
     ("model", "windows", "conditioners", "family", "diffusers_layout"),
     ("codec", "generation", "superres", "editing"),
     ("streaming", "corpus", "datasets", "training", "published", "novelty", "novelty_page"),
-    ("cli", "demo"),
+    ("bench", "cli", "demo"),
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 STRANGERS = ({"nn", "diffusion"},)

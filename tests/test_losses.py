@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 from tiny import codec, noise
 
-from benchmarks.losses import METHODS, PATTERNS, RATES, draw, losses, masked, muted, repeated, scores, table
+from semanticodec.audio import save
+from semanticodec.bench.clips import Clip
+from semanticodec.bench.losses import METHODS, PATTERNS, RATES, losses, masked, muted, repeated, scores, table, write
 from semanticodec.diffusion import SamplerOptions
 
 
@@ -50,8 +53,12 @@ def test_what_stands_in() -> None:
 def test_scores_and_their_table(tmp_path: Path) -> None:
     small = codec("mini")
     # The lengths are those of whole blocks but for the last, and short enough to be quick.
-    clips = [(f"{kind}.wav", kind, noise(3 * 5120 - 5, seed=seed, scale=0.1)) for seed, kind in enumerate("ab")]
-    rows = list(scores(small, clips, SamplerOptions(steps=1, guidance=1.0), 0))
+    clips = []
+    for seed, kind in enumerate(("music", "sound")):
+        save(tmp_path / f"{kind}.wav", noise(3 * 5120 - 5, seed=seed, scale=0.1), 16_000)
+        clips.append(Clip(kind, kind, tmp_path / f"{kind}.wav"))
+    options = SamplerOptions(steps=1, guidance=1.0)
+    rows = list(scores(small, clips, options, 0))
     assert len(rows) == 2 * len(PATTERNS) * len(METHODS) * (1 + len(RATES))
     clean = {(row.file, row.mel_l1) for row in rows if not row.lost}
     assert len(clean) == 2  # without a loss every method, pattern and rate is the same
@@ -64,8 +71,9 @@ def test_scores_and_their_table(tmp_path: Path) -> None:
     assert len(entries) == len(PATTERNS) * len(METHODS) * (1 + len(RATES))
     for entry in entries:
         part = [row for row in rows if (row.method, row.pattern, row.rate) == (entry.method, entry.pattern, entry.rate)]
-        assert entry.mel_l1[0] == pytest.approx(np.mean([row.mel_l1 for row in part]))
+        assert entry.mel_l1.mean == pytest.approx(np.mean([row.mel_l1 for row in part]))
         assert entry.lost == sum(row.lost for row in part) / 6
         assert entry.stoi is None
-    draw(tmp_path / "plot.png", entries, "tiny")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    write(tmp_path, small, rows, options)
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads((tmp_path / "losses.json").read_text())["table"]) == len(entries)

@@ -121,7 +121,7 @@ class Semanticodec:
         """Say what the preset is; delay is that of its streaming form."""
         from ..streaming import Decoder, Encoder
 
-        codec, options = _semanticodec(self)
+        codec, options = loaded(self)
         config = codec.config
         steps = options.steps or config.decoder.steps
         what = f"{config.token_rate} tokens/s, {steps} solver step{'s' * (steps > 1)}, seed {self.seed}"
@@ -144,7 +144,7 @@ class Semanticodec:
 
     def encode(self, clip: Clip) -> Coded:
         """Code into a ``.scodec`` file."""
-        codec, _ = _semanticodec(self)
+        codec, _ = loaded(self)
         codes = codec.encode(torch.from_numpy(clip.wave), SAMPLE_RATE).cpu().numpy()
         file = io.BytesIO()
         header = wire.Header.of(codec.config, codec.weights_hash, SAMPLE_RATE, 1, len(clip.wave))
@@ -153,21 +153,26 @@ class Semanticodec:
 
     def decode(self, coded: Coded, clip: Clip) -> Wave:
         """Decode the codes."""
-        codec, options = _semanticodec(self)
+        codec, options = loaded(self)
         assert coded.codes is not None
         wave = codec.decode(coded.codes[None], seed=self.seed, length=len(clip.wave), options=options)
         result: Wave = wave[0].float().cpu().numpy()
         return result
 
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Entries of the semantic and the acoustic codebook."""
+        return loaded(self)[0].config.codebook_sizes
+
     def pool(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
         """Average what codes ``[2, F]`` stand for, for the semantic probe."""
-        codec, _ = _semanticodec(self)
+        codec, _ = loaded(self)
         result: NDArray[np.float32] = codec.embed(torch.from_numpy(codes)[None])[0].mean(0).float().cpu().numpy()
         return result
 
 
 @functools.lru_cache(1)
-def _semanticodec(spec: Semanticodec) -> tuple[SemantiCodec, SamplerOptions]:
+def loaded(spec: Semanticodec) -> tuple[SemantiCodec, SamplerOptions]:
+    """Load what an adapter stands for, once per process."""
     codec = SemantiCodec.from_pretrained(spec.folder or spec.preset, preset=spec.preset)
     return codec, SamplerOptions(steps=spec.steps)
 
@@ -231,15 +236,17 @@ class Decodes:
         raise FileNotFoundError(2, "no decode of this clip", str(self.folder / clip.name))
 
 
-def ours(presets: tuple[str, ...] = tuple(PRESETS), steps: tuple[int | None, ...] = (None,)) -> Iterator[Codec]:
-    """Yield presets of this package at every given number of solver steps."""
+def ours(
+    presets: tuple[str, ...] = tuple(PRESETS), steps: tuple[int | None, ...] = (None,), folder: str | None = None
+) -> Iterator[Semanticodec]:
+    """Yield presets of this package, or of a folder with weights, at every given number of solver steps."""
     for name in presets:
         for count in steps:
-            yield Semanticodec(name, count)
+            yield Semanticodec(name, count, folder)
 
 
 def gross_bits(net_bits: float, seconds: float, block: float) -> float:
-    """Count bits on the wire: codes messages of ``server/PROTOCOL.md`` in WebSocket frames of a client.
+    """Count bits on the wire: codes messages of ``server/PROTOCOL.md`` in WebSocket frames, as a listener gets them.
 
     Every codec's bits are cut into messages of ``block`` seconds; what TLS, TCP and IP add depends on the link and is
     not counted.
@@ -253,7 +260,5 @@ def gross_bits(net_bits: float, seconds: float, block: float) -> float:
     payload = max(1, round(net_bits / 8 / count))
     # Sequence numbers grow with the session: this is one in the middle of five minutes.
     size = len(messages.encode(messages.Codes(seq=500, data=bytes(payload)))) - payload
-    frame = 6 if payload + size < 126 else 8
+    frame = 2 if payload + size < 126 else 4
     return net_bits + 8 * count * (size + frame)
-
-

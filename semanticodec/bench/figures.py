@@ -62,8 +62,9 @@ class Sheet:
     def inline(self, title: str) -> str:
         """Return an SVG element that takes the page's colours and has a title."""
         file = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": ["sans-serif"]}):
-            self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            self.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
         text = file.getvalue()
         text = text[text.index("<svg") :]
         text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
@@ -73,15 +74,15 @@ class Sheet:
         text = re.sub(r"(?<=url\(#)|(?<=href=\"#)", mark, text)
         for number, tip in enumerate(self.tips):
             text = text.replace(f'id="tip-{number}">', f'class="tip"><title>{html.escape(tip)}</title>', 1)
-        return re.sub(r"<svg[^>]*viewBox", f'<svg role="img" aria-label="{html.escape(title)}" viewBox', text, count=1)
+        width = round(110 * self.figure.get_figwidth())  # so that letters are of one size on the page
+        opening = f'<svg role="img" aria-label="{html.escape(title)}" style="max-width: {width}px" viewBox'
+        return re.sub(r"<svg[^>]*viewBox", opening, text, count=1)
 
 
 def families(results: Results) -> dict[str, tuple[str, str]]:
     """Return family -> (colour, marker), in the order of the systems."""
     names = dict.fromkeys(str(system["family"]) for system in results.systems.values())
-    return {
-        name: (COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]) for place, name in enumerate(names)
-    }
+    return {name: (COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]) for place, name in enumerate(names)}
 
 
 def label(measure: str) -> str:
@@ -107,7 +108,14 @@ def rate_distortion(results: Results, measure: str) -> Sheet | None:
                         points.append((kbps.mean, value, name))
             points.sort(key=lambda point: point[0])
             axes.plot(
-                [p[0] for p in points], [p[1].mean for p in points], color=colour, linewidth=1.4, label=family, zorder=2
+                [p[0] for p in points],
+                [p[1].mean for p in points],
+                marker + "-",
+                color=colour,
+                linewidth=1.4,
+                markersize=5,
+                label=family,
+                zorder=2,
             )
             for kbps_mean, value, name in points:
                 axes.plot([kbps_mean] * 2, [value.low, value.high], color=colour, linewidth=1, alpha=0.7, zorder=2)
@@ -161,7 +169,8 @@ def bars(results: Results, measure: str) -> Sheet | None:
                 gid = sheet.tip(f"{name}, {kind}: {value}, {value.clips} clips")
                 axes.barh(row, value.mean, height=0.7, color=colour, alpha=0.85)[0].set_gid(gid)
                 axes.plot([value.low, value.high], [row, row], color=INK, linewidth=1)
-        axes.set(title=kind, yticks=range(len(names)), yticklabels=names if place == 0 else [], ylim=(-0.6, len(names) - 0.4))
+        axes.set(title=kind, ylim=(-0.6, len(names) - 0.4))
+        axes.set_yticks(range(len(names)), names if place == 0 else [""] * len(names))
         axes.margins(x=0.02)
     _finish(sheet, "", legend=False)
     sheet.figure.supxlabel(label(measure), fontsize=9, color=INK)

@@ -132,6 +132,8 @@ def stoi(original: Sound, decoded: Sound, *, extended: bool) -> float | None:
 
     import pystoi
 
+    if not original.wave.any():
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
@@ -153,8 +155,8 @@ def multi_stft(original: Sound, decoded: Sound) -> float:
     """Spectral convergence plus log-magnitude L1, averaged over three resolutions (Yamamoto et al., 2020)."""
     losses = []
     for ours, theirs in zip(original.spectra, decoded.spectra, strict=True):
-        convergence = np.linalg.norm(ours - theirs) / max(np.linalg.norm(ours), 1e-9)
-        losses.append(convergence + np.abs(np.log(ours) - np.log(theirs)).mean())
+        convergence = float(np.linalg.norm(ours - theirs)) / max(float(np.linalg.norm(ours)), 1e-9)
+        losses.append(convergence + float(np.abs(np.log(ours) - np.log(theirs)).mean()))
     return float(np.mean(losses))
 
 

@@ -84,7 +84,7 @@ class Hub:
             codes = model.encode(wave, num_quantizers=self.books).audio_codes[0]
         packed = codes.cpu().numpy().astype(np.int64)
         bits = [(_codebook_size(model) - 1).bit_length()] * len(packed)
-        return Coded(pack(packed, bits), 8 * packed_size(packed.shape[1], bits), packed)
+        return Coded(pack(packed[None], bits), 8 * packed_size(packed.shape[1], bits), packed)
 
     @torch.inference_mode()
     def decode(self, coded: Coded, clip: Clip) -> Wave:
@@ -100,6 +100,10 @@ class Hub:
         result: Wave = resample(wave.cpu(), int(model.config.sampling_rate), SAMPLE_RATE).numpy()
         return result[: len(clip.wave)]
 
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Entries of each codebook."""
+        return (_codebook_size(_model(self.kind, self.source)),) * self.books
+
     def _weights(self) -> Path:
         if Path(self.source).is_dir():
             path = Path(self.source) / "model.safetensors"
@@ -108,11 +112,11 @@ class Hub:
             raise FileNotFoundError(f"there is no {path}")
         import huggingface_hub
 
-        for name in ("config.json", "model.safetensors"):
-            found = huggingface_hub.try_to_load_from_cache(self.source, name)
-            if not isinstance(found, str):
-                raise FileNotFoundError(f"{name} of {self.source} is not in the Hugging Face cache; fetch it first")
-        return Path(found)
+        found = [huggingface_hub.try_to_load_from_cache(self.source, n) for n in ("config.json", "model.safetensors")]
+        paths = [path for path in found if isinstance(path, str)]
+        if len(paths) < len(found):
+            raise FileNotFoundError(f"{self.source} is not in the Hugging Face cache; fetch it first")
+        return Path(paths[-1])
 
 
 def _codebook_size(model: Any) -> int:

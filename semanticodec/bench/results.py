@@ -12,9 +12,12 @@ from typing import Any
 from ..errors import ConfigError
 from .statistics import Comparison, Interval, interval, paired
 
-BITS = {"kbps_net": "net", "kbps_entropy": "entropy-coded", "kbps_file": "container", "kbps_gross": "gross on the wire"}
-COST = {"encode_cpu": "encode", "decode_cpu": "decode", "encode_wall": "encode, elapsed", "decode_wall": "decode, elapsed"}
-"""Per-clip values beside the metrics: kbit/s, and seconds per second of sound; all weighted by the clip's length."""
+BITS = {"kbps_net": "net", "kbps_entropy": "entropy-coded", "kbps_file": "container", "kbps_gross": "gross"}
+"""Measures of bits in kbit/s, weighted by the clip's length, and what the report calls them.
+
+Beside these and the metrics there are encode_cpu, decode_cpu, encode_wall and decode_wall (seconds per second of sound,
+weighted likewise), gain (dB that a decode was raised) and band (Hz up to which it has what its original has).
+"""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Results:
         title: what was run.
         machine: where, and from which commit.
         settings: what the values depend on beside systems and clips.
-        clips: name -> kind, seconds, digest, labels.
+        clips: name -> kind, seconds, digest.
         systems: name -> family, what, rate, delay and further facts.
         values: system -> measure -> clip -> [value, weight].
         skipped: system or metric -> why it was left out.
@@ -92,13 +95,22 @@ class Results:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "results.parquet")
 
     def write(self, path: Path) -> None:
-        """Write one JSON file, compact and with a line per system and measure."""
+        """Write one JSON file, with a line per system and measure.
+
+        A line has a value for each clip, in their order: null, a number, or number and weight if that is not 1.
+        """
+
+        def listed(found: Mapping[str, list[float]]) -> list[Any]:
+            return [pair and (pair[0] if pair[1] == 1 else pair) for pair in map(found.get, self.clips)]
+
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values = plain.pop("values")
         text = json.dumps(plain, indent=1)[:-2]
         lines = [
             f"  {json.dumps(system)}: {{\n"
-            + ",\n".join(f"   {json.dumps(measure)}: {json.dumps(clips)}" for measure, clips in measures.items())
+            + ",\n".join(
+                f"   {json.dumps(measure)}: {json.dumps(listed(clips))}" for measure, clips in measures.items()
+            )
             + "\n  }"
             for system, measures in values.items()
         ]
@@ -113,6 +125,14 @@ def read_results(path: Path) -> Results:
     """
     file = path / "results.json" if path.is_dir() else path
     try:
-        return Results(**json.loads(file.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+        plain = json.loads(file.read_text())
+        for measures in plain["values"].values():
+            for measure, line in measures.items():
+                measures[measure] = {
+                    clip: value if isinstance(value, list) else [value, 1.0]
+                    for clip, value in zip(plain["clips"], line, strict=True)
+                    if value is not None
+                }
+        return Results(**plain)
+    except (ValueError, TypeError, LookupError) as error:
         raise ConfigError(f"{file} holds no results of semanticodec bench: {error}") from error

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import os
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from ..config import SAMPLE_RATE
 from ..errors import ConfigError, SemantiCodecError
 from .align import align, bandwidth, common_delay, find_delay
 from .clips import KINDS, Clip, Wave, read, thin
-from .codecs import Codec, Coded, gross_bits
+from .codecs import About, Codec, Coded, gross_bits
 from .machine import machine
 from .metrics import METRICS, Sound, Value
 from .results import Results
@@ -104,7 +105,7 @@ class Entry:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Put a record in the place of the last one, at once."""
-        part = self.path(".json.part")
+        part = self.path(f".{os.getpid()}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(record))
         part.replace(self.path(".json"))
@@ -180,7 +181,6 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
                 "kind": clip.kind,
                 "seconds": round(clip.seconds, 4),
                 "digest": clip.digest,
-                "labels": dict(clip.labels),
             }
             for clip in plan.clips
         },
@@ -212,32 +212,28 @@ def _gather(
 ) -> dict[str, dict[str, list[float]]]:
     """Collect measure -> clip -> [value, weight] of one codec."""
     about, values = codec.about(), dict[str, dict[str, list[float]]]()
-
-    def put(measure: str, clip: Clip, value: float, weight: float) -> None:
-        values.setdefault(measure, {})[clip.name] = [float(f"{value:.5g}"), float(f"{weight:.5g}")]
-
+    names = {_key(name, delay, plan.compensate): name for name in metrics}
     for clip in plan.clips:
         if f"{codec.name} on {clip.name}" in failed:
             continue
-        record, seconds = entry(codec, clip).read(), clip.seconds
-        bits = {"net": record["net_bits"], "entropy": record["entropy_bits"]}
-        if about.measured:
-            bits["file"] = 8 * record["bytes"]
-            bits["gross"] = gross_bits(record["net_bits"], seconds, about.block)
-            for name, spent in record["seconds"].items():
-                put(name, clip, spent / seconds, seconds)
-        for name, count in bits.items():
-            if count is not None:
-                put(f"kbps_{name}", clip, count / seconds / 1000, seconds)
-        for name in metrics:
-            found = record["scores"].get(_key(name, delay, plan.compensate))
-            if found:
-                put(name, clip, *found)
+        record = entry(codec, clip).read()
+        found = {name: value for key, name in names.items() if (value := record["scores"].get(key))}
         notes = record["scores"].get(_key("notes", delay, plan.compensate))
         if notes:
-            put("gain", clip, notes[0], 1)
-            put("band", clip, notes[1], 1)
+            found |= {"gain": (notes[0], 1), "band": (notes[1], 1)}
+        for name, (value, weight) in (_costs(record, about, clip.seconds) | found).items():
+            values.setdefault(name, {})[clip.name] = [float(f"{value:.5g}"), float(f"{weight:.5g}")]
     return values
+
+
+def _costs(record: Mapping[str, Any], about: About, seconds: float) -> dict[str, Value]:
+    """Return bitrates and times of one clip, weighted by its length."""
+    bits = {"net": record["net_bits"], "entropy": record["entropy_bits"]}
+    found: dict[str, Value] = {}
+    if about.measured:
+        bits |= {"file": 8 * record["bytes"], "gross": gross_bits(record["net_bits"], seconds, about.block)}
+        found = {name: (spent / seconds, seconds) for name, spent in record["seconds"].items()}
+    return {f"kbps_{name}": (n / seconds / 1000, seconds) for name, n in bits.items() if n is not None} | found
 
 
 def _key(name: str, delay: int, compensate: bool) -> str:

@@ -23,6 +23,7 @@ from .. import wire
 from ..config import DEFAULT_PRESET, PRESETS
 from ..errors import AudioError, CheckpointError, ConfigError, CorruptedError
 from . import novelty
+from .bench import app as bench
 from .jobs import ENDING, FORMATS, Job, Precision, Work, complain, find, plan, user_errors
 from .tokenize import tokenize
 
@@ -34,6 +35,7 @@ SHORT = 60
 """Seconds up to which files are read whole, to be encoded together."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(bench, name="bench")
 
 
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders, or - for the standard input.")]

@@ -1,0 +1,74 @@
+"""Results in the forms that public leaderboards read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .results import Results
+
+SUPERB_KINDS = {"speech": "Speech", "sound": "Audio", "music": "Music"}
+SUPERB = {"mel": "mel_l1", "stft": "stft", "pesq": "pesq_wb", "pesq-wb": "pesq_wb", "stoi": "stoi"}
+"""Codec-SUPERB's name -> the metric here.  Its own mel and STFT distances are over other resolutions, so that the two
+columns rank systems of this file among themselves, not among its leaderboard's."""
+VERSA = {
+    "pesq": "pesq_wb",
+    "stoi": "stoi",
+    "visqol": "visqol",
+    "f0_error_cents": "f0",
+    "wer": "wer",
+    "spk_similarity": "speaker",
+    "mel_l1": "mel_l1",
+    "multi_stft": "stft",
+    "lsd": "lsd",
+}
+
+
+def codec_superb(results: Results, system: str) -> dict[str, Any]:
+    """Return one system in the form of Codec-SUPERB's result files and of its web page's rows.
+
+    Source: voidful/Codec-SUPERB, ``results/codec-superb-tiny/*.json`` (system -> kind -> metric) and
+    ``web/src/results/data.js`` (bps in kbit/s, tps, ``speech_pesq`` ...).
+    """
+    scores: dict[str, dict[str, float]] = {}
+    for kind, name in [*SUPERB_KINDS.items(), (None, "overall")]:
+        found = {theirs: results.mean(system, ours, kind) for theirs, ours in SUPERB.items()}
+        if any(found.values()):
+            scores[name] = {theirs: value.mean for theirs, value in found.items() if value}
+    kbps = results.mean(system, "kbps_net")
+    row: dict[str, Any] = {"bps": kbps and round(kbps.mean, 3), "tps": results.systems[system].get("tokens_per_second")}
+    for kind, values in scores.items():
+        row |= {f"{kind.lower()}_{name}": round(values[name], 3) for name in ("mel", "pesq", "stoi") if name in values}
+    return {"results": {system: scores}, "row": {system: row}}
+
+
+def versa(results: Results, system: str) -> list[dict[str, Any]]:
+    """Return one system as VERSA's per-utterance records: a key, and a number per metric.
+
+    Source: wavlab-speech/versa, ``versa/reporting.py`` (a JSON object per line) and ``versa/result_summary.py``.
+    """
+    records = []
+    for clip in results.clips:
+        values = {theirs: results.scores(system, ours).get(clip) for theirs, ours in VERSA.items()}
+        known = {name: value[0] for name, value in values.items() if value}
+        if known:
+            records.append({"key": clip.replace("/", "_"), **known})
+    return records
+
+
+def write_leaderboards(results: Results, folder: Path) -> list[Path]:
+    """Write ``codec-superb/SYSTEM.json``, its row, and ``versa/SYSTEM.jsonl`` for every system that was measured."""
+    written = []
+    for system, facts in results.systems.items():
+        if facts.get("measured", True):
+            both = codec_superb(results, system)
+            for path, text in (
+                (folder / "codec-superb" / f"{system}.json", json.dumps(both["results"], indent=4)),
+                (folder / "codec-superb" / f"{system}.row.json", json.dumps(both["row"], indent=1)),
+                (folder / "versa" / f"{system}.jsonl", "\n".join(map(json.dumps, versa(results, system)))),
+            ):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text + "\n")
+                written.append(path)
+    return written

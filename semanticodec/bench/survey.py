@@ -1,0 +1,141 @@
+"""What is asked of whole systems after a run: their codes, their costs, and recordings for a listening test."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..demo import log_mel
+from ..errors import ConfigError
+from .align import align
+from .clips import Clip
+from .codecs import Codec, Semanticodec
+from .cost import cost
+from .listening import LONGEST, Item
+from .neural import Hub
+from .probe import bag, probe, use
+from .results import Results
+from .run import Entry, Plan
+
+LABELS = ("kind", "note", "source", "lang")
+"""Columns of a manifest that the semantic probe learns to tell."""
+
+
+def survey(results: Results, plan: Plan, *, costs: bool) -> Results:
+    """Add codebook use, semantic probes and costs to the facts about each system.
+
+    Args:
+        results: of the plan.
+        plan: that was run.
+        costs: whether to measure memory, operations and latency, which takes a fresh process per codec.
+    """
+    systems = {name: dict(facts) for name, facts in results.systems.items()}
+    clips = {clip.name: clip for clip in plan.clips}
+    baseline = {name: _mel_statistics(clip) for name, clip in clips.items()}
+    settings = {**results.settings, "probe_baseline": _probes(baseline, clips)}
+    longest = max(plan.clips, key=lambda clip: clip.seconds)
+    for codec in plan.codecs:
+        facts = systems.get(codec.name)
+        if facts is None:
+            continue
+        facts |= codes_facts(codec, results, clips, plan.cache)
+        if costs and facts["measured"]:
+            facts |= dataclasses.asdict(cost(codec, longest))
+    return dataclasses.replace(results, systems=systems, settings=settings)
+
+
+def codes_facts(codec: Codec, results: Results, clips: Mapping[str, Clip], cache: Path) -> dict[str, Any]:
+    """Count a system's codes and classify clips by them; nothing for codecs without codes."""
+    fingerprint = results.systems[codec.name]["fingerprint"]
+    coded: dict[str, NDArray[np.int64]] = {}
+    for name in results.scores(codec.name, "kbps_net"):
+        codes = Entry.of(cache, fingerprint, clips[name].digest).codes()
+        if codes is not None:
+            coded[name] = codes
+    if not coded:
+        return {}
+    assert isinstance(codec, Semanticodec | Hub)
+    sizes = codec.codebook_sizes()
+    seconds = sum(clips[name].seconds for name in coded)
+    frames = sum(codes.size for codes in coded.values())
+    books = use(coded.values(), sizes)
+    features = {"codes": {name: bag(codes, sizes) for name, codes in coded.items()}}
+    if isinstance(codec, Semanticodec):
+        features["embedded"] = {name: codec.pool(codes) for name, codes in coded.items()}
+    return {
+        "tokens_per_second": round(frames / seconds, 2),
+        "codebook_use": [f"{100 * book.used / book.size:.0f} % of {book.size}" for book in books],
+        "entropy_bits": [round(book.entropy, 2) for book in books],
+        "kbps_at_entropy": round(sum(b.entropy for b in books) * frames / len(sizes) / seconds / 1000, 3),
+        **{f"probe_{name}": _probes(pooled, clips) for name, pooled in features.items()},
+    }
+
+
+def listening_items(
+    results: Results, clips: Sequence[Clip], cache: Path, systems: Sequence[str], each: int, seed: int
+) -> list[Item]:
+    """Choose recordings of each kind by the seed, of 3 to 12 s, and gather their decodes.
+
+    Args:
+        results: of a run.
+        clips: of the same folder.
+        cache: of the same run.
+        systems: to be heard.
+        each: recordings of each kind.
+        seed: of the choice.
+
+    Raises:
+        ConfigError: a system is not in the results, or none of the clips is.
+    """
+    wrong = [name for name in systems if "fingerprint" not in results.systems.get(name, {})]
+    if wrong:
+        raise ConfigError(f"no decodes of {', '.join(wrong)}; there are {', '.join(results.systems)}")
+    draw, items = random.Random(seed), []
+    for kind in results.kinds:
+        fitting = [
+            clip
+            for clip in clips
+            if clip.kind == kind
+            and results.clips.get(clip.name, {}).get("digest") == clip.digest
+            and 3 <= clip.seconds <= LONGEST
+            and all(clip.name in results.scores(name, "kbps_net") for name in systems)
+        ]
+        for clip in draw.sample(fitting, min(each, len(fitting))):
+            original = clip.wave.astype(np.float64)
+            decodes = {}
+            for name in systems:
+                facts = results.systems[name]
+                decoded = Entry.of(cache, facts["fingerprint"], clip.digest).decoded()
+                decodes[name] = align(original, decoded, delay=facts["delay_samples"]).wave
+            items.append(Item(clip.name, original, decodes))
+    if not items:
+        raise ConfigError("none of the recordings of 3 to 12 s has been decoded by all of the systems")
+    return items
+
+
+def _mel_statistics(clip: Clip) -> NDArray[np.float32]:
+    """Pool what needs no codec: mean and deviation of the original's log-mel over time."""
+    rows = log_mel(torch.from_numpy(clip.wave))
+    result: NDArray[np.float32] = torch.cat([rows.mean(0), rows.std(0)]).numpy()
+    return result
+
+
+def _probes(pooled: Mapping[str, NDArray[np.float32]], clips: Mapping[str, Clip]) -> dict[str, str]:
+    found = {}
+    for label in LABELS:
+        labels = {name: _label(clips[name], label) for name in pooled}
+        result = probe(pooled, {name: text for name, text in labels.items() if text}, label)
+        if result:
+            found[label] = f"{result.accuracy:.0f} % of {result.classes} (chance {result.chance:.0f})"
+    return found
+
+
+def _label(clip: Clip, label: str) -> str:
+    return clip.kind if label == "kind" else clip.labels.get(label, "")

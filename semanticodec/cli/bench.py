@@ -1,0 +1,267 @@
+"""``semanticodec bench``: compare codecs at measured bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from ..errors import ConfigError
+from .jobs import complain, user_errors
+
+if TYPE_CHECKING:
+    from ..bench.codecs import Codec
+
+app = typer.Typer(no_args_is_help=True, help="Compare codecs at measured bits (needs semanticodec[bench]).")
+
+Folder = Annotated[Path, typer.Argument(help="What `bench run` wrote.")]
+Audio = Annotated[Path, typer.Argument(help="Folder of sound files, or with manifest.csv (file, kind, text ...).")]
+Names = Annotated[str | None, typer.Option(help="Names with commas between.  [default: all]")]
+SETS = ("mini", "official", "classical", "neural")
+
+
+def _codecs(
+    sets: list[str],
+    steps: list[int],
+    weights: Path | None,
+    hub: Path | None,
+    config: Path | None,
+    decodes: list[str],
+) -> list[Codec]:
+    """Gather the adapters that were asked for."""
+    from ..bench.codecs import Decodes, ours
+    from ..bench.commands import classical, configured
+    from ..bench.neural import hub as neural
+    from ..config import PRESETS
+
+    counts: tuple[int | None, ...] = tuple(steps) or (None,)
+    unknown = set(sets) - set(SETS)
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}; choose of {', '.join(SETS)}", param_hint="--codecs")
+    found: list[Codec] = []
+    for wanted in sets:
+        if wanted in ("mini", "official"):
+            presets = tuple(name for name in PRESETS if name.startswith("mini") == (wanted == "mini"))
+            found += ours(presets, counts, None if wanted == "mini" or weights is None else str(weights))
+        elif wanted == "classical":
+            found += classical()
+        else:
+            found += neural(hub)
+    if config is not None:
+        found += configured(config)
+    for text in decodes:
+        name, _, rest = text.partition("=")
+        folder, _, kbps = rest.rpartition("@")
+        try:
+            found.append(Decodes(name, Path(folder), float(kbps)))
+        except ValueError:
+            raise typer.BadParameter(f"{text}: wanted is NAME=FOLDER@KBPS", param_hint="--decodes") from None
+    return found
+
+
+@app.command()
+def run(
+    audio: Audio,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results, report and cache.")] = Path("bench_out"),
+    codecs: Annotated[str, typer.Option(help=f"Sets with commas between: {', '.join(SETS)}.")] = "mini,classical",
+    steps: Annotated[
+        list[int] | None, typer.Option(min=1, help="Solver steps of our presets; may be given several times.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder with official weights.")] = None,
+    hub: Annotated[Path | None, typer.Option(help="Folder with a folder per model of transformers.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file: [name] with encode = and decode = commands.")] = None,
+    decodes: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER@KBPS: finished decodes.")] = None,
+    only: Names = None,
+    metrics: Names = None,
+    every: Annotated[int, typer.Option(min=1, help="Take every n-th clip of each kind.")] = 1,
+    costly_every: Annotated[int, typer.Option(min=1, help="Take slow metrics on every n-th of these.")] = 1,
+    as_is: Annotated[bool, typer.Option("--as-is", help="Undo neither delay nor level.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes of one thread each.")] = 1,
+    costs: Annotated[bool, typer.Option(help="Measure memory, operations and latency too.")] = True,
+    title: Annotated[str, typer.Option(help="Of the report.")] = "Codecs at measured bits",
+) -> None:
+    """Code, decode and measure; what is done already is not done again.  Writes report.html."""
+    with user_errors():
+        _need_extra()
+        from ..bench import run as module
+        from ..bench.clips import find, thin
+        from ..bench.metrics import METRICS
+        from ..bench.report import hang, write_report
+        from ..bench.survey import survey
+
+        wanted = _codecs(codecs.split(",") if codecs else [], steps or [], weights, hub, config, decodes or [])
+        if only is not None:
+            chosen = only.split(",")
+            missing = set(chosen) - {codec.name for codec in wanted}
+            if missing:
+                raise ConfigError(f"no codec {', '.join(sorted(missing))}; see `semanticodec bench codecs`")
+            wanted = [codec for codec in wanted if codec.name in chosen]
+        plan = module.Plan(
+            wanted,
+            thin(find(audio), every),
+            out / "cache",
+            tuple(metrics.split(",")) if metrics else tuple(METRICS),
+            costly_every,
+            not as_is,
+            jobs,
+        )
+        with _progress() as progress:
+            task = progress.add_task("starting")
+            results = module.run(
+                plan,
+                title,
+                lambda stage, what, done, total: progress.update(
+                    task, description=f"{stage} {what}", completed=done, total=total
+                ),
+            )
+            progress.update(task, description="looking at codes and costs")
+            results = survey(results, plan, costs=costs)
+        results.save(out)
+        hang(results, plan.clips, plan.cache, out)
+        for name, reason in {**results.skipped, **results.failed}.items():
+            complain(name, reason)
+        typer.echo(f"{write_report(results, out)}")
+
+
+@app.command()
+def codecs(
+    hub: Annotated[Path | None, typer.Option(help="Folder with a folder per model of transformers.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Folder with official weights.")] = None,
+) -> None:
+    """List what can be compared, and what is missing for the rest."""
+    with user_errors():
+        _need_extra()
+        for codec in _codecs(list(SETS), [], weights, hub, None, []):
+            typer.echo(f"{codec.name:<28}{codec.missing() or 'ready'}")
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Write report.html and the plots again."""
+    with user_errors():
+        _need_extra()
+        from ..bench.report import write_report
+        from ..bench.results import read_results
+
+        typer.echo(f"{write_report(read_results(folder), folder)}")
+
+
+@app.command()
+def leaderboard(folder: Folder) -> None:
+    """Write the results as Codec-SUPERB and VERSA read them."""
+    with user_errors():
+        _need_extra()
+        from ..bench.leaderboard import write_leaderboards
+        from ..bench.results import read_results
+
+        for path in write_leaderboards(read_results(folder), folder / "leaderboard"):
+            typer.echo(f"{path}")
+
+
+@app.command()
+def listen(
+    folder: Folder,
+    audio: Audio,
+    systems: Annotated[str, typer.Option(help="Up to 9 systems, with commas between.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for webMUSHRA's configs/.")] = Path("mushra"),
+    each: Annotated[int, typer.Option(min=1, help="Recordings of each kind.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the order of trials and the names of stimuli.")] = 0,
+) -> None:
+    """Export a listening test: webMUSHRA's configuration with hidden reference and anchors of 3.5 and 7 kHz."""
+    with user_errors():
+        _need_extra()
+        from ..bench.clips import find
+        from ..bench.listening import export
+        from ..bench.results import read_results
+        from ..bench.survey import listening_items
+
+        results = read_results(folder)
+        items = listening_items(results, find(audio), folder / "cache", systems.split(","), each, seed)
+        export(items, out, seed=seed)
+        typer.echo(f"{out / 'config.yaml'}: {len(items)} trials; put the folder into webMUSHRA's configs/")
+
+
+@app.command()
+def analyse(
+    answers: Annotated[Path, typer.Argument(help="webMUSHRA's mushra.csv.")],
+    key: Annotated[Path, typer.Argument(help="key.json of the export.")],
+    listener: Annotated[str, typer.Option(help="Column that tells listeners apart.")] = "listener",
+    form: Annotated[Literal["text", "json"], typer.Option(help="Of the output.")] = "text",
+) -> None:
+    """Screen listeners after BS.1534, and print means with intervals and paired tests."""
+    with user_errors():
+        _need_extra()
+        import dataclasses
+        import json
+
+        from ..bench.listening import analyse as analysed
+
+        verdict = analysed(answers, key, listener=listener)
+        if form == "json":
+            typer.echo(json.dumps(dataclasses.asdict(verdict), indent=1))
+            return
+        for who, why in verdict.excluded.items():
+            typer.echo(f"left out {who}: {why}")
+        typer.echo(f"{len(verdict.kept)} listeners")
+        for condition, mean in verdict.means.items():
+            typer.echo(f"{condition:<24}{mean.mean:6.1f} [{mean.low:.1f}, {mean.high:.1f}], {mean.clips} ratings")
+        for pair in verdict.comparisons:
+            typer.echo(f"{pair.first} - {pair.second}: {pair.difference:+.1f}, p = {pair.p:.2g}")
+
+
+@app.command()
+def losses(
+    audio: Audio,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for losses.json and losses.png.")] = Path(
+        "bench_out"
+    ),
+    model: Annotated[str, typer.Option(help="A preset's name, or a folder with weights.")] = "mini-100",
+    every: Annotated[int, typer.Option(min=1, help="Take every n-th clip of each kind.")] = 1,
+    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.  [default: the preset's]")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the losses and of the decoder's noise.")] = 0,
+) -> None:
+    """Measure quality against the share of lost blocks: filled in by the model, muted, repeated."""
+    with user_errors():
+        _need_extra()
+        from ..bench import losses as module
+        from ..bench.clips import find, thin
+        from ..codec import SemantiCodec
+        from ..diffusion import SamplerOptions
+
+        options = SamplerOptions(steps=steps)
+        codec = SemantiCodec.from_pretrained(model)
+        clips = thin(find(audio), every)
+        with _progress() as progress:
+            task = progress.add_task(codec.config.name, total=len(clips))
+            rows = list(
+                module.scores(
+                    codec,
+                    clips,
+                    options,
+                    seed,
+                    lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
+                )
+            )
+        module.write(out, codec, rows, options)
+        typer.echo(f"{'pattern':<8}{'rate':>6}  {'method':<11}{'lost':>7}{'mel L1 [95 %]':>24}{'STOI [95 %]':>24}")
+        for entry in module.table(rows):
+            head = f"{entry.pattern:<8}{entry.rate:>6.0%}  {entry.method:<11}{entry.lost:>7.1%}"
+            typer.echo(f"{head}{entry.mel_l1!s:>24}{entry.stoi or ''!s:>24}")
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
+
+
+def _need_extra() -> None:
+    try:
+        import matplotlib  # noqa: F401
+        import pyarrow  # noqa: F401
+        import pyloudnorm  # noqa: F401
+        import scipy  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is missing; install the extra: pip install 'semanticodec[bench]'") from None

@@ -1,0 +1,494 @@
+"""The bench as a whole: adapters, cached runs that survive a kill, results, report, listening tests, command line."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+from semanticodec.bench import neural
+from semanticodec.bench.clips import Clip, Wave, find
+from semanticodec.bench.codecs import About, Coded, Decodes, Semanticodec, ours
+from semanticodec.bench.commands import Command, classical, configured
+from semanticodec.bench.cost import cost
+from semanticodec.bench.leaderboard import codec_superb, versa, write_leaderboards
+from semanticodec.bench.listening import ANCHORS, Item, analyse, export
+from semanticodec.bench.metrics import METRICS
+from semanticodec.bench.neural import Hub
+from semanticodec.bench.report import hang, write_report
+from semanticodec.bench.results import Results, read_results
+from semanticodec.bench.run import Plan, run
+from semanticodec.bench.survey import listening_items, survey
+from semanticodec.cli import app
+from semanticodec.config import SAMPLE_RATE
+from semanticodec.errors import AudioError, ConfigError
+
+QUICK = ("mel_l1", "stft", "lsd")
+COPY = Command("copy", "cp {input} {coded}", "cp {coded} {output}", delay=0.0)
+
+
+@dataclass(frozen=True)
+class Worse:
+    """A codec that adds noise, comes late and too quiet, and writes a line for every clip that it codes."""
+
+    name: str
+    level: float
+    log: Path | None = None
+    pause: float = 0.0
+    late: int = 0
+
+    def missing(self) -> str | None:
+        return "is never there" if self.name == "missing" else None
+
+    def about(self) -> About:
+        return About("worse", "noise", SAMPLE_RATE, 0.1, parameters=7)
+
+    def fingerprint(self) -> str:
+        return f"{self.name} {self.level} {self.late}"
+
+    def encode(self, clip: Clip) -> Coded:
+        if self.name == "broken" and clip.kind == "music":
+            raise AudioError("cannot code music")
+        if self.log:
+            with self.log.open("a") as file:
+                file.write(f"{self.name} {clip.name}\n")
+        time.sleep(self.pause)
+        return Coded(bytes(100), 640.0, np.array([[1, 2, 3], [0, 0, 1]]))
+
+    def decode(self, coded: Coded, clip: Clip) -> Wave:  # noqa: ARG002
+        noise = np.random.default_rng(0).standard_normal(len(clip.wave)).astype(np.float32)
+        return np.pad(0.5 * (clip.wave + self.level * noise), (self.late, 0))
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+    """Eight short clips with a manifest, cut from the shipped voice."""
+    folder = tmp_path_factory.mktemp("audio")
+    wave, rate = soundfile.read(root / "semanticodec" / "assets" / "demo.flac")
+    rows = []
+    for n in range(8):
+        piece = wave[n * rate // 2 : n * rate // 2 + rate]
+        soundfile.write(folder / f"c{n}.flac", piece, rate)
+        rows.append((f"c{n}.flac", "music" if n == 7 else "speech", "some words", "ab"[n % 2]))
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "kind", "text", "note"), *rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(audio: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Results]:
+    codecs = [Worse("good", 0.001, late=100), Worse("bad", 0.05), Worse("broken", 0.2), Worse("missing", 1), COPY]
+    plan = Plan(codecs, find(audio), tmp_path_factory.mktemp("cache"), (*QUICK, "stoi"))
+    return plan, run(plan, "test")
+
+
+def test_a_run_finds_what_is_known(ran: tuple[Plan, Results]):
+    _, results = ran
+    assert results.skipped == {"missing": "is never there"}
+    assert results.failed == {"broken on c7": "AudioError: cannot code music"}
+    assert list(results.systems) == ["good", "bad", "broken", "copy"]
+    assert results.systems["good"]["delay_samples"] == 100
+    for name in QUICK:
+        means = [results.mean(system, name, "speech") for system in ("copy", "good", "bad", "broken")]
+        values = [mean.mean for mean in means if mean]
+        assert values == sorted(values)
+        assert len(set(values)) == 4
+    bits = {kind: results.mean("bad", f"kbps_{kind}", "speech") for kind in ("net", "file", "gross")}
+    assert bits["net"] is not None
+    assert bits["file"] is not None
+    assert bits["gross"] is not None
+    assert bits["net"].mean == pytest.approx(0.64)
+    assert bits["file"].mean == pytest.approx(0.8)
+    assert bits["gross"].mean > bits["net"].mean
+    assert set(results.scores("broken", "mel_l1")) == {f"c{n}" for n in range(7)}
+    assert {pair.clips for pair in results.compare("mel_l1", "speech")} == {7}
+    gain = results.mean("good", "gain")
+    assert gain is not None
+    assert gain.mean == pytest.approx(6.02, abs=0.5)
+
+
+def test_nothing_is_done_twice(audio: Path, tmp_path: Path):
+    log = tmp_path / "log"
+    plan = Plan([Worse("a", 0.01, log)], find(audio), tmp_path / "cache", ("mel_l1",))
+    first = run(plan, "one")
+    again = run(replace(plan, metrics=("mel_l1", "lsd")), "two")
+    assert len(log.read_text().splitlines()) == 8
+    assert again.values["a"]["mel_l1"] == first.values["a"]["mel_l1"]
+    assert "lsd" in again.values["a"]
+    other = run(replace(plan, codecs=[Worse("a", 0.02, log)]), "other setting")
+    assert len(log.read_text().splitlines()) == 16
+    assert other.values["a"]["mel_l1"] != first.values["a"]["mel_l1"]
+    shutil.copy(audio / "c0.flac", tmp_path / "c0.flac")
+    moved = [Clip("elsewhere", "speech", tmp_path / "c0.flac")]
+    run(replace(plan, clips=moved), "the same sound under another name")
+    assert len(log.read_text().splitlines()) == 16
+
+
+def test_a_killed_run_goes_on(audio: Path, tmp_path: Path):
+    log, cache = tmp_path / "log", tmp_path / "cache"
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_bench import Worse, Plan, find, run
+codecs = [Worse("slow", 0.01, Path({str(log)!r}), 0.2)]
+run(Plan(codecs, find(Path({str(audio)!r})), Path({str(cache)!r}), ("lsd",)), "x")
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    while not log.exists() or len(log.read_text().splitlines()) < 4:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(log.read_text().splitlines())
+    results = run(Plan([Worse("slow", 0.01, log)], find(audio), cache, ("lsd",)), "x")
+    assert len(results.values["slow"]["lsd"]) == 8
+    lines = log.read_text().splitlines()
+    assert len(set(lines)) == 8
+    # only the clip that was being coded when the process died is coded again
+    assert done < 8
+    assert len(lines) <= 9
+
+
+def test_processes_find_the_same(ran: tuple[Plan, Results], tmp_path: Path):
+    plan, results = ran
+    some = replace(plan, codecs=[COPY], clips=plan.clips[:3], metrics=("lsd",), cache=tmp_path, jobs=2)
+    told: list[tuple[str, int, int]] = []
+    again = run(some, "two processes", lambda stage, _, done, total: told.append((stage, done, total)))
+    for clip in some.clips:
+        assert again.values["copy"]["lsd"][clip.name] == results.values["copy"]["lsd"][clip.name]
+    assert ("scoring", 3, 3) in told
+
+
+def test_plans_are_checked(audio: Path, tmp_path: Path):
+    clips = find(audio)
+    with pytest.raises(ConfigError, match="copy comes twice"):
+        Plan([COPY, COPY], clips, tmp_path)
+    with pytest.raises(ConfigError, match="unknown metrics mos"):
+        Plan([COPY], clips, tmp_path, ("mos",))
+
+
+def test_results_are_kept_and_read(ran: tuple[Plan, Results], tmp_path: Path):
+    _, results = ran
+    results.save(tmp_path)
+    assert read_results(tmp_path) == replace(results, machine=dict(results.machine))
+    rows = pyarrow.parquet.read_table(tmp_path / "results.parquet").to_pylist()
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert rows == lines == list(results.rows())
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no results"):
+        read_results(tmp_path)
+
+
+def test_the_report_is_one_page(ran: tuple[Plan, Results], tmp_path: Path):
+    plan, results = ran
+    results = survey(results, replace(plan, codecs=[COPY]), costs=True)
+    assert results.systems["copy"]["peak_memory_mb"] > 0
+    page = write_report(results, tmp_path).read_text()
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    assert "http" not in re.sub(r"xmlns(:\w+)?=\"[^\"]*\"|href=\"#", "", page)
+    assert page.count("<svg") >= 4
+    for name in results.systems:
+        assert f"<th>{name}</th>" in page
+    assert "cannot code music" in page
+    assert {"rate-mel_l1.png", "rate-mel_l1.svg", "bars-stoi.png"} <= {f.name for f in (tmp_path / "plots").iterdir()}
+    assert len(re.findall(r'id="([^"]*)"', page)) == len(set(re.findall(r'id="([^"]*)"', page)))
+
+
+def test_recordings_hang_in_the_gallery(ran: tuple[Plan, Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan, results = ran
+    monkeypatch.setattr("semanticodec.bench.report.SECONDS", 1)
+    hang(results, plan.clips, plan.cache, tmp_path)
+    names = {file.name for file in (tmp_path / "gallery" / "speech - c0").iterdir()}
+    assert names == {"original.flac", "good.flac", "bad.flac", "broken.flac", "copy.flac"}
+    page = write_report(results, tmp_path).read_text()
+    (sound, *_) = re.findall(r'src="data:audio/flac;base64,([^"]*)"', page)
+    assert base64.b64decode(sound)[:4] == b"fLaC"
+    assert page.count("<audio") == page.count('src="data:image/png') == 5 + 4
+
+
+def test_leaderboards_get_their_forms(ran: tuple[Plan, Results], tmp_path: Path):
+    _, results = ran
+    both = codec_superb(results, "bad")
+    assert set(both["results"]["bad"]) == {"Speech", "Music", "overall"}
+    assert both["results"]["bad"]["Speech"].keys() == {"mel", "stft", "stoi"}
+    assert both["row"]["bad"]["bps"] == pytest.approx(0.64)
+    assert {"speech_mel", "overall_stoi"} <= both["row"]["bad"].keys()
+    records = versa(results, "bad")
+    assert [record["key"] for record in records] == [f"c{n}" for n in range(8)]
+    assert all(isinstance(value, float) for record in records for name, value in record.items() if name != "key")
+    written = write_leaderboards(results, tmp_path)
+    assert len(written) == 12
+    assert json.loads((tmp_path / "versa" / "bad.jsonl").read_text().splitlines()[0]) == records[0]
+
+
+def test_classical_codecs_run(audio: Path):
+    clip = find(audio)[0]
+    run_at_all = 0
+    for codec in classical():
+        if codec.missing() is not None:
+            assert "is not installed" in str(codec.missing())
+            continue
+        if codec.name not in ("opus-6", "codec2-1300", "speex-wb-q1", "mp3-16", "aac-16"):
+            continue
+        coded = codec.encode(clip)
+        assert 0 < coded.net_bits <= 8 * len(coded.data)
+        wave = codec.decode(coded, clip)
+        assert len(wave) == pytest.approx(len(clip.wave), abs=2500)
+        assert np.abs(wave).max() > 0.01
+        run_at_all += 1
+    assert run_at_all or shutil.which("ffmpeg") is None
+
+
+def test_missing_programs_are_named():
+    assert Command("x", "no-such-program {input} {coded}", "cp {coded} {output}").missing() == (
+        "no-such-program is not installed"
+    )
+
+
+def test_two_lines_make_a_codec(audio: Path, tmp_path: Path):
+    file = tmp_path / "codecs.toml"
+    file.write_text('[mine]\nencode = "cp {input} {coded}"\ndecode = "cp {coded} {output}"\nrate = 8000\nraw = true\n')
+    (codec,) = configured(file)
+    clip = find(audio)[0]
+    coded = codec.encode(clip)
+    assert coded.net_bits == pytest.approx(8000 * 16 * clip.seconds, rel=1e-3)
+    assert np.corrcoef(codec.decode(coded, clip)[: len(clip.wave)], clip.wave)[0, 1] > 0.9
+    for text, complaint in (
+        ('[a]\nencode = "cp {input} {coded}"\n', "needs encode = and decode ="),
+        ('[a]\nencode = "cp {input} {coded}"\ndecode = "cp {coded} {output}"\nspeed = 3\n', "speed wrong"),
+        ('[a]\nencode = "cp {input}"\ndecode = "cp {coded} {output}"\n', "needs {input} and {coded}"),
+        ("a = ", "Invalid value"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=re.escape(complaint)):
+            configured(file)
+
+
+def test_failing_programs_say_why(audio: Path):
+    clip = find(audio)[0]
+    with pytest.raises(AudioError, match=r"exit code 1.*missing"):
+        replace(COPY, encode_command="false {input} {coded}").encode(clip)
+    with pytest.raises(AudioError, match="missing"):
+        replace(COPY, encode_command="true {input} {coded}").encode(clip)
+
+
+def test_finished_decodes_are_ranked(audio: Path, tmp_path: Path):
+    for file in audio.glob("c*.flac"):
+        shutil.copy(file, tmp_path / file.name)
+    (tmp_path / "c3.flac").unlink()
+    plan = Plan([Decodes("theirs", tmp_path, 1.5)], find(audio), tmp_path / "cache", ("lsd",), compensate=False)
+    results = run(plan, "decodes")
+    assert list(results.failed) == ["theirs on c3"]
+    assert results.systems["theirs"]["measured"] is False
+    assert results.mean("theirs", "kbps_net") == pytest.approx(results.mean("theirs", "kbps_net"))
+    net, lsd = results.mean("theirs", "kbps_net"), results.mean("theirs", "lsd")
+    assert net is not None
+    assert lsd is not None
+    assert net.mean == pytest.approx(1.5)
+    assert lsd.mean < 0.5  # rounded to 16 bits
+    assert results.mean("theirs", "kbps_file") is None
+    assert "there is no folder" in str(Decodes("x", tmp_path / "none", 1).missing())
+
+
+def test_our_own_codec_at_measured_bits(audio: Path):
+    clip = find(audio)[0]
+    (codec,) = ours(("mini-25",), (1,))
+    assert codec.missing() is None
+    assert codec.name == "mini-25@1"
+    coded = codec.encode(clip)
+    assert coded.codes is not None
+    assert coded.net_bits == coded.codes.shape[1] * 25
+    assert coded.data[:3] == b"SCD"
+    assert len(codec.decode(coded, clip)) == len(clip.wave)
+    assert codec.about().delay == pytest.approx(0.395, abs=1e-3)
+    assert codec.pool(coded.codes).ndim == 1
+    assert codec.fingerprint() != replace(codec, seed=1).fingerprint()
+    assert "not in the Hugging Face cache" in str(Semanticodec("semanticodec-25-4096").missing())
+    assert "neither a preset nor a folder" in str(Semanticodec("mini-25", folder="/nowhere").missing())
+
+
+def tiny_hub(kind: str, folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    small = {
+        "encodec": lambda: transformers.EncodecModel(
+            transformers.EncodecConfig(num_filters=2, hidden_size=8, codebook_size=1024, num_lstm_layers=1)
+        ),
+        "dac": lambda: transformers.DacModel(
+            transformers.DacConfig(
+                encoder_hidden_size=4,
+                decoder_hidden_size=16,
+                n_codebooks=3,
+                codebook_size=16,
+                codebook_dim=2,
+            )
+        ),
+        "mimi": lambda: transformers.MimiModel(
+            transformers.MimiConfig(
+                num_filters=2,
+                hidden_size=16,
+                codebook_size=16,
+                codebook_dim=8,
+                vector_quantization_hidden_dimension=8,
+                num_quantizers=4,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+                intermediate_size=16,
+                upsample_groups=16,
+            )
+        ),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        small[kind]().save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["encodec", "dac", "mimi"])
+def test_neural_codecs_of_transformers(kind: str, audio: Path, tmp_path: Path):
+    tiny_hub(kind, tmp_path / "model")
+    codec = Hub(kind, str(tmp_path / "model"), 2)  # type: ignore[arg-type]
+    assert codec.missing() is None
+    clip = find(audio)[0]
+    coded = codec.encode(clip)
+    assert coded.codes is not None
+    assert coded.codes.shape[0] == 2
+    (size, _) = codec.codebook_sizes()
+    assert coded.codes.max() < size
+    assert coded.net_bits == pytest.approx(coded.codes.size * (size - 1).bit_length(), abs=8)
+    assert len(codec.decode(coded, clip)) == pytest.approx(len(clip.wave), abs=1000)
+    about = codec.about()
+    assert about.parameters
+    assert about.rate in (16_000, 24_000)
+    assert "there is no" in str(Hub("mimi", str(tmp_path), 2).missing())
+    assert "not in the Hugging Face cache" in str(Hub("mimi", "nobody/nothing", 2).missing())
+
+
+def test_costs_are_of_the_codec_alone(audio: Path):
+    clip = find(audio)[0]
+    found = cost(Semanticodec("mini-25"), clip)
+    assert found.gflop_per_second is not None
+    assert 1 < found.gflop_per_second < 500
+    assert 100 < found.peak_memory_mb < 4000
+    assert found.first_block_ms is not None
+    assert found.first_block_ms > 395
+
+
+def items(count: int = 2) -> list[Item]:
+    rng = np.random.default_rng(0)
+    return [
+        Item(
+            f"clip{n}",
+            rng.standard_normal(SAMPLE_RATE) * 0.1,
+            {"a": rng.standard_normal(15_000) * 0.3, "b": np.zeros(9)},
+        )
+        for n in range(count)
+    ]
+
+
+def test_listening_tests_are_exported(tmp_path: Path):
+    export(items(), tmp_path / "one", seed=3)
+    export(items(), tmp_path / "two", seed=3)
+    export(items(), tmp_path / "three", seed=4)
+    keys = [json.loads((tmp_path / name / "key.json").read_text()) for name in ("one", "two", "three")]
+    assert keys[0] == keys[1] != keys[2]
+    config = json.loads((tmp_path / "one" / "config.yaml").read_text())
+    trials = [page for page in config["pages"] if page["type"] == "mushra"]
+    assert [page["id"] for page in trials] == ["trial001", "trial002"]
+    assert config["pages"][-1]["questionnaire"][0]["name"] == "listener"
+    for page in trials:
+        meaning = keys[0]["trials"][page["id"]]["stimuli"]
+        assert sorted(meaning.values()) == ["a", "anchor35", "anchor70", "b"]
+        assert page["stimuli"].keys() == meaning.keys()
+        levels = {}
+        for name, path in {"reference": page["reference"], **page["stimuli"]}.items():
+            wave, rate = soundfile.read(tmp_path / Path(path).relative_to("configs"))
+            assert (rate, len(wave)) == (48_000, 48_000)
+            levels[meaning.get(name, name)] = np.sqrt((wave**2).mean())
+            spectrum = np.abs(np.fft.rfft(wave))
+            if (cutoff := ANCHORS.get(meaning.get(name, ""))) is not None:
+                above = spectrum[cutoff + 500 :].max()
+                assert 20 * np.log10(above / spectrum[: cutoff - 500].max()) < -40
+        assert levels["a"] == pytest.approx(levels["reference"], rel=0.1)
+    with pytest.raises(ConfigError, match="12 systems"):
+        export([Item("x", np.ones(9), {str(n): np.ones(9) for n in range(12)})], tmp_path / "four")
+
+
+def test_answers_are_screened_and_averaged(tmp_path: Path):
+    export(items(4), tmp_path, seed=1)
+    key = json.loads((tmp_path / "key.json").read_text())
+    given = {"reference": 100, "a": 70, "b": 30, "anchor70": 50, "anchor35": 20}
+    with (tmp_path / "mushra.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("session_test_id", "listener", "trial_id", "rating_stimulus", "rating_score", "rating_time"))
+        for listener, change in (("ann", 0), ("bob", 4), ("deaf", 0), ("kind", 0)):
+            for trial, facts in key["trials"].items():
+                names = {meaning: name for name, meaning in facts["stimuli"].items()} | {"reference": "reference"}
+                for condition, score in given.items():
+                    value = score - change
+                    if (listener, condition) in (("deaf", "reference"), ("kind", "anchor70")):
+                        value = 60 if listener == "deaf" else 95
+                    writer.writerow(("t", listener, trial, names[condition], value, 1))
+    verdict = analyse(tmp_path / "mushra.csv", tmp_path / "key.json")
+    assert verdict.kept == ["ann", "bob"]
+    assert set(verdict.excluded) == {"deaf", "kind"}
+    assert {name: mean.mean for name, mean in verdict.means.items()} == {n: v - 2 for n, v in given.items()}
+    assert list(verdict.means) == ["reference", "a", "anchor70", "b", "anchor35"]
+    assert {pair.clips for pair in verdict.comparisons} == {8}
+    done = CliRunner().invoke(app, ["bench", "analyse", str(tmp_path / "mushra.csv"), str(tmp_path / "key.json")])
+    assert done.exit_code == 0
+    assert "left out deaf" in done.output
+    (tmp_path / "mushra.csv").write_text("trial_id\n1\n")
+    with pytest.raises(ConfigError, match="needs the columns"):
+        analyse(tmp_path / "mushra.csv", tmp_path / "key.json")
+
+
+def test_items_come_from_a_run(ran: tuple[Plan, Results]):
+    plan, results = ran
+    with pytest.raises(ConfigError, match="3 to 12 s"):
+        listening_items(results, plan.clips, plan.cache, ["copy"], 1, 0)
+    with pytest.raises(ConfigError, match="no decodes of nobody"):
+        listening_items(results, plan.clips, plan.cache, ["nobody"], 1, 0)
+
+
+def test_the_command_line(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(neural, "hub", lambda _: iter(()))
+    file = tmp_path / "codecs.toml"
+    file.write_text('[copy]\nencode = "cp {input} {coded}"\ndecode = "cp {coded} {output}"\n')
+    out = tmp_path / "out"
+    words = ["bench", "run", str(audio), "-o", str(out), "--config", str(file), "--metrics", "lsd", "--every", "4"]
+    words += ["--decodes", f"same={audio}@2", "--only", "copy,same", "--no-costs"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    results = read_results(out)
+    assert list(results.systems) == ["copy", "same"]
+    assert len(results.clips) == 3
+    assert (out / "report.html").is_file()
+    assert CliRunner().invoke(app, ["bench", "report", str(out)]).exit_code == 0
+    assert "copy.json" in CliRunner().invoke(app, ["bench", "leaderboard", str(out)]).output
+    assert "mini-100" in CliRunner().invoke(app, ["bench", "codecs"]).output
+    wrong = CliRunner().invoke(app, [*words[:-1], "--only", "lyra"])
+    assert wrong.exit_code == 1
+    assert "no codec lyra" in wrong.output
+    assert CliRunner().invoke(app, [*words, "--codecs", "modern"]).exit_code == 2
+
+
+def test_metrics_say_what_they_need(monkeypatch: pytest.MonkeyPatch):
+    assert METRICS["lsd"].missing() is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "pip install 'semanticodec[bench]'" in str(METRICS["visqol"].missing())

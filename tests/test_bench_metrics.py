@@ -1,0 +1,244 @@
+"""The bench's measures: degradations order correctly, delay and level cost nothing, published values come out."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semanticodec.audio import load, resample
+from semanticodec.bench.align import align, bandwidth, common_delay, find_delay, loudness
+from semanticodec.bench.clips import Clip, find, thin
+from semanticodec.bench.codecs import gross_bits
+from semanticodec.bench.commands import adts_payload, ogg_payload
+from semanticodec.bench.listening import low_pass
+from semanticodec.bench.metrics import METRICS, Sound
+from semanticodec.bench.probe import bag, probe, use
+from semanticodec.bench.statistics import interval, paired
+from semanticodec.config import SAMPLE_RATE
+from semanticodec.errors import AudioError
+
+QUICK = ("pesq_wb", "pesq_nb", "stoi", "estoi", "mel_l1", "stft", "lsd", "speaker")
+SLOW = ("visqol", "visqol_speech", "f0", "voicing", "dwer")
+
+
+@pytest.fixture(scope="module")
+def voice(root: Path) -> np.ndarray:
+    wave, rate = load(root / "semanticodec" / "assets" / "demo.flac")
+    return resample(wave.mean(0), rate, SAMPLE_RATE).double().numpy()[: 4 * SAMPLE_RATE]
+
+
+def ordered(name: str, original: np.ndarray, ladder: list[np.ndarray]) -> list[float]:
+    """Return values from the best to the worst rung; they must fall or rise all the way."""
+    metric = METRICS[name]
+    found = [metric.value(Sound(original), Sound(rung)) for rung in ladder]
+    values = [value[0] for value in found if value is not None]
+    assert len(values) == len(ladder)
+    return values if metric.better == "low" else [-value for value in values]
+
+
+def noise_ladder(wave: np.ndarray) -> list[np.ndarray]:
+    noise = np.random.default_rng(0).standard_normal(len(wave)) * np.sqrt((wave**2).mean())
+    return [wave + noise * 10 ** (-snr / 20) for snr in (40, 25, 10, -5)]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_more_noise_is_worse(name: str, voice: np.ndarray):
+    values = ordered(name, voice, noise_ladder(voice))
+    assert values == sorted(values)
+    assert values[-1] > values[0]
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if name != "pesq_nb"])
+def test_less_band_is_worse(name: str, voice: np.ndarray):
+    values = ordered(name, voice, [low_pass(voice, cutoff) for cutoff in (7000, 3500, 1500, 700)])
+    assert values == sorted(values)
+    assert values[-1] > values[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_slow_metrics_order_noise(name: str, voice: np.ndarray):
+    values = ordered(name, voice, [voice, *noise_ladder(voice)[1:]])
+    assert values == sorted(values)
+    assert values[-1] > values[0]
+
+
+def test_every_metric_is_tested():
+    assert {*QUICK, *SLOW, "wer"} == set(METRICS)
+
+
+@pytest.mark.parametrize("name", ["mel_l1", "stft", "lsd"])
+def test_nothing_is_lost_on_the_original(name: str, voice: np.ndarray):
+    assert METRICS[name].value(Sound(voice), Sound(voice)) == (0.0, 1.0)
+
+
+def test_silence_has_no_intelligibility(voice: np.ndarray):
+    for name in ("pesq_wb", "stoi"):
+        assert METRICS[name].value(Sound(np.zeros_like(voice)), Sound(voice)) is None
+
+
+@pytest.mark.parametrize("late", [-431, 0, 777])
+@pytest.mark.parametrize("gain", [-9.0, 4.0])
+def test_delay_and_level_are_not_punished(late: int, gain: float, voice: np.ndarray):
+    decoded = (np.pad(voice, (late, 0)) if late >= 0 else voice[-late:]) * 10 ** (gain / 20)
+    delay = find_delay(voice, decoded)
+    assert delay == late
+    aligned = align(voice, decoded, delay=delay)
+    assert aligned.gain == pytest.approx(-gain, abs=0.3)
+    inner = slice(500, -1000)
+    assert np.abs(aligned.wave - voice)[inner].max() < 0.04 * np.abs(voice).max()
+    as_it_is = align(voice, decoded, level=False)
+    assert as_it_is.gain == 0
+    assert len(as_it_is.wave) == len(voice)
+
+
+def test_a_vocoder_with_phases_of_its_own_is_aligned(voice: np.ndarray):
+    spectrum = torch.stft(
+        torch.from_numpy(voice), 1024, 256, window=torch.hann_window(1024, dtype=torch.float64), return_complex=True
+    )
+    turned = torch.polar(
+        spectrum.abs(), 6.28 * torch.rand(spectrum.shape, generator=torch.Generator().manual_seed(0)).double()
+    )
+    made_up = torch.istft(turned, 1024, 256, window=torch.hann_window(1024, dtype=torch.float64), length=len(voice))
+    delay = find_delay(voice, np.pad(made_up.numpy(), (800, 0)))
+    assert delay is not None
+    assert abs(delay - 800) <= 160  # 10 ms: the frames that lost their phase are 64 ms long
+
+
+def test_a_codec_has_one_delay(voice: np.ndarray):
+    assert common_delay([320, None, 321, 320, -2000]) == 320
+    assert common_delay([None]) == 0
+    noise = np.random.default_rng(1).standard_normal(len(voice))
+    assert find_delay(voice, noise) is None
+
+
+def test_loudness_is_that_of_the_standard():
+    tone = np.sin(2 * np.pi * 997 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
+    assert loudness(tone) == pytest.approx(-3.01, abs=0.15)  # BS.1770: a full-scale sine of 997 Hz in one channel
+    assert loudness(np.zeros(100)) == -math.inf
+
+
+@pytest.mark.parametrize("cutoff", [1500, 3500, 6000])
+def test_band_is_noted(cutoff: int):
+    noise = np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE)
+    assert bandwidth(noise, low_pass(noise, cutoff)) == pytest.approx(cutoff, abs=250)
+    assert bandwidth(noise, noise) == 8000
+
+
+def test_intervals_cover_and_weigh():
+    data = np.random.default_rng(0).standard_normal(400) + 5
+    found = interval([(value, 1.0) for value in data])
+    assert found is not None
+    assert found.low < data.mean() < found.high
+    assert found.high - found.low == pytest.approx(4 / 20, rel=0.2)
+    weighted = interval([(0.0, 3.0), (1.0, 1.0)])
+    assert weighted is not None
+    assert weighted.mean == 0.25
+    assert interval([]) is None
+
+
+def test_pairs_are_tested_together():
+    rng = np.random.default_rng(0)
+    base = {f"c{n}": float(v) for n, v in enumerate(rng.standard_normal(20))}
+    better = {clip: value + 1 + 0.1 * float(rng.standard_normal()) for clip, value in base.items()}
+    same = {clip: value + 0.1 * float(rng.standard_normal()) for clip, value in base.items()}
+    found = {(c.first, c.second): c for c in paired({"base": base, "better": better, "same": same})}
+    assert found["base", "better"].difference == pytest.approx(-1, abs=0.1)
+    assert found["base", "better"].p < 1e-4
+    assert found["base", "same"].p > 0.05
+    assert found["base", "better"].clips == 20
+    assert paired({"a": {"x": 1.0}, "b": {"x": 2.0}}) == []
+
+
+def test_codebooks_are_counted():
+    (a, b) = use([np.array([[0, 0, 1, 1], [3, 3, 3, 3]])], (4, 8))
+    assert (a.size, a.used, a.entropy) == (4, 2, 1.0)
+    assert (b.size, b.used, b.entropy) == (8, 1, 0.0)
+    assert bag(np.array([[0, 1], [1, 1]]), (2, 3)).tolist() == pytest.approx([0.5**0.5, 0.5**0.5, 0, 1, 0])
+
+
+def test_labels_are_told_from_features_that_tell():
+    rng = np.random.default_rng(0)
+    labels = {f"c{n}": "ab"[n % 2] for n in range(24)} | {"odd": "c"}
+    telling = {c: np.array([label == "a", rng.random()], np.float32) for c, label in labels.items()}
+    blind = {c: rng.random(2).astype(np.float32) for c in labels}
+    found, none = probe(telling, labels, "letter"), probe(blind, labels, "letter")
+    assert found is not None
+    assert none is not None
+    assert (found.accuracy, found.chance, found.classes, found.clips) == (100, 50, 2, 24)
+    assert none.accuracy < 80
+    assert probe({"c0": telling["c0"]}, labels, "letter") is None
+
+
+def test_framing_is_that_of_the_session_protocol():
+    # 50 bytes per block of 0.32 s: the README's 1.65 kbit/s for mini-100 in messages of one block each
+    assert gross_bits(1250 * 32, 32, 0.32) / 32 == pytest.approx(1650, abs=25)
+    assert gross_bits(1250 * 32, 32, 1.28) < gross_bits(1250 * 32, 32, 0.32)
+
+
+def test_ogg_packets_are_counted_without_pages():
+    def page(*packets: int) -> bytes:
+        lacing = b"".join(bytes([255] * (size // 255) + [size % 255]) for size in packets)
+        return b"OggS" + bytes(22) + bytes([len(lacing)]) + lacing + bytes(sum(packets))
+
+    assert ogg_payload(page(19) + page(60) + page(10, 300) + page(255)) == 10 + 300 + 255
+    with pytest.raises(AudioError, match="byte 47"):
+        ogg_payload(page(19)[:47] + b"XXXX" + bytes(30))
+
+
+def test_adts_headers_are_not_counted():
+    def frame(payload: int) -> bytes:
+        length = payload + 7
+        return bytes([0xFF, 0xF1, 0, length >> 11, length >> 3 & 255, (length & 7) << 5, 0]) + bytes(payload)
+
+    assert adts_payload(frame(100) + frame(2000)) == 2100
+    with pytest.raises(AudioError, match="byte 107"):
+        adts_payload(frame(100) + b"no frame")
+
+
+def test_clips_are_found_and_thinned(root: Path, tmp_path: Path):
+    recording = root / "semanticodec" / "assets" / "demo.flac"
+    (tmp_path / "music").mkdir()
+    shutil.copy(recording, tmp_path / "music" / "a.flac")
+    shutil.copy(recording, tmp_path / "b.flac")
+    assert [(clip.name, clip.kind) for clip in find(tmp_path)] == [("b", "sound"), ("music/a", "music")]
+    (tmp_path / "manifest.csv").write_text("file,kind,text,spk\nmusic/a.flac,music,,x\nb.flac,speech,a word,\n")
+    music, speech = find(tmp_path)
+    assert (music.kind, music.text, dict(music.labels)) == ("music", None, {"kind": "music", "spk": "x"})
+    assert (speech.text, speech.digest) == ("a word", music.digest)
+    assert speech.seconds == pytest.approx(len(speech.wave) / SAMPLE_RATE)
+    many = [Clip(str(n), kind, Path()) for n in range(6) for kind in ("speech", "music")]
+    assert [(c.name, c.kind) for c in thin(many, 3)] == [(n, k) for n in "03" for k in ("speech", "music")]
+    (tmp_path / "manifest.csv").write_text("file,kind\nb.flac,noise\n")
+    with pytest.raises(AudioError, match="kind is noise"):
+        find(tmp_path)
+
+
+def test_published_scores_come_out_again(root: Path):
+    """On the decodes that were published, our metrics give the recorded values."""
+    shared = root.parent / "shared"
+    if not (shared / "figures" / "published_scores.csv").is_file():
+        pytest.skip("needs ../shared/figures and ../shared/audio/published")
+    folders = {
+        ("EnCodec 24k", "1.5"): "encodec24k_1.5kbps",
+        ("SemantiCodec published", "0.35"): "semanticodec_0.35kbps",
+    }
+    columns = {"pesq_wb": "pesq", "stoi": "stoi", "estoi": "estoi", "mel_l1": "mel"}
+    with (shared / "figures" / "published_scores.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["system"], row["nominal_kbps"]) in folders][::9]
+    assert len(rows) == 6
+    for row in rows:
+        published = shared / "audio" / "published"
+        stem = Path(row["name"]).stem + ".flac"
+        original = Clip("o", "music", published / "groundtruth" / stem).wave.astype(np.float64)
+        decoded = Clip("d", "music", published / folders[row["system"], row["nominal_kbps"]] / stem).wave
+        ours = align(original, decoded.astype(np.float64), level=False).wave
+        for name, column in columns.items():
+            found = METRICS[name].value(Sound(original), Sound(ours))
+            assert (found or (math.nan,))[0] == pytest.approx(float(row[column]), abs=2e-3, nan_ok=True), (row, name)

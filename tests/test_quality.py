@@ -1,0 +1,77 @@
+"""This repository's quality runs, and that the README's tables are those of the results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import quality, readme
+from semanticodec.bench.results import Results
+
+
+def results() -> Results:
+    values = {
+        "mini": {"kbps_net": {"a": [1.0, 2.0], "b": [2.0, 2.0]}, "stoi": {"a": [0.5, 1.0], "b": [0.7, 1.0]}},
+        "theirs 1.5": {"kbps_net": {"a": [0.5, 1.0]}, "stoi": {"a": [0.9, 1.0]}},
+    }
+    return Results(
+        title="t",
+        machine={},
+        settings={"rate": 16_000},
+        clips={"a": {"kind": "speech"}, "b": {"kind": "music"}},
+        systems={"mini": {"family": "mini"}, "theirs 1.5": {"family": "theirs", "measured": False}},
+        values=values,
+    )
+
+
+def test_a_table_has_a_row_per_system_by_bitrate():
+    text = readme.compared(results(), [("speech", "stoi"), ("speech", "mel_l1"), ("music", "stoi")])
+    assert text.splitlines() == [
+        "| system | kbit/s | speech: STOI | mel L1 | music: STOI |",
+        "|---|---|---|---|---|",
+        "| theirs 1.5 | 0.50* | 0.900 |  |  |",
+        "| mini | 1.50 | 0.500 |  | 0.700 |",
+    ]
+
+
+def test_tables_go_between_their_marks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(readme, "TABLES", {"one": lambda: "| x |", "two": lambda: "| y |"})
+    text = "a\n<!-- table one -->\nold\n<!-- /table -->\nb <!-- table two --><!-- /table -->"
+    done = readme.filled(text)
+    assert done == "a\n<!-- table one -->\n\n| x |\n\n<!-- /table -->\nb <!-- table two -->\n\n| y |\n\n<!-- /table -->"
+    assert readme.filled(done) == done
+
+
+def test_the_readme_has_the_tables_of_the_results():
+    """`make readme` writes them."""
+    text = readme.README.read_text()
+    assert "<!-- table quality-dev -->" in text
+    assert text == readme.filled(text)
+
+
+def test_recorded_scores_stand_beside_measured_ones(tmp_path: Path):
+    (tmp_path / "published_scores.csv").write_text(
+        "system,nominal_kbps,name,pesq,stoi,estoi,visqol,mel,gain_db\n"
+        "Codec 2,0.7,a.wav,1.25,0.5,0.4,2.5,2.0,0.1\nCodec 2,0.7,b.wav,nan,0.25,0.4,2.5,2.0,0.1\n"
+        "theirs,1.5,a.wav,1,1,1,1,1,0\n"
+    )
+    merged = quality.with_recorded(results(), tmp_path)
+    assert list(merged.systems) == ["mini", "theirs 1.5", "Codec 2 0.7"]
+    assert merged.values["theirs 1.5"]["stoi"] == {"a": [0.9, 1.0]}  # what was measured stays
+    assert merged.values["Codec 2 0.7"]["pesq_wb"] == {"a": [1.25, 1.0]}
+    assert merged.values["Codec 2 0.7"]["stoi"] == {"a": [0.5, 1.0], "b": [0.25, 1.0]}
+    assert merged.systems["Codec 2 0.7"]["measured"] is False
+
+
+def test_the_runs_are_planned(root: Path, tmp_path: Path):
+    audio = root.parent / "shared" / "audio"
+    if not (audio / "dev" / "manifest.csv").is_file():
+        pytest.skip("needs ../shared/audio")
+    plans = quality.plans(audio, tmp_path, 1, 3, ["wer", "dwer"])
+    assert (len(plans["dev"].clips), plans["dev"].costly_every) == (42, 2)
+    assert len(plans["published"].clips) == 24
+    assert plans["published"].compensate is False
+    assert {clip.name for clip in plans["steps"].clips} <= {clip.name for clip in plans["dev"].clips}
+    assert "wer" not in plans["dev"].metrics
+    assert {codec.name for codec in plans["steps"].codecs} == {f"{m}@{n}" for m in quality.MINI for n in (1, 2, 4)}
