@@ -46,7 +46,8 @@ def test_tables_go_between_their_marks(monkeypatch: pytest.MonkeyPatch):
 def test_the_readme_has_the_tables_of_the_results():
     """`make readme` writes them."""
     text = readme.README.read_text()
-    assert "<!-- table quality-dev -->" in text
+    for name in readme.TABLES:
+        assert (f"<!-- table {name} -->" in text) == (readme.RESULTS / f"{name}.json").is_file()
     assert text == readme.filled(text)
 
 

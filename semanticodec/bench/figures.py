@@ -62,11 +62,10 @@ class Sheet:
     def inline(self, title: str) -> str:
         """Return an SVG element that takes the page's colours and has a title."""
         file = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": ["sans-serif"]}):
-            self.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+            self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         text = file.getvalue()
-        text = text[text.index("<svg") :]
+        text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
         text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
         # Several plots share one page: ids that the renderer counts are made their own.
         mark = f"p{zlib.crc32(title.encode()):08x}-"

@@ -98,6 +98,7 @@ def write_report(results: Results, folder: Path) -> Path:
             drawn(bars(results, name), f"bars-{name}", f"{label(name)}; systems in the order of their bitrate")
             for name in leading
         ),
+        losses=_losses(folder / "losses.png"),
         tables="".join(f"<h3>{kind}</h3>{_table(results, kind, present)}" for kind in results.kinds),
         systems=_systems(results),
         tests="".join(_tests(results, name) for name in leading),
@@ -224,6 +225,13 @@ def _tests(results: Results, measure: str) -> str:
                 f"{_laid_out(head, rows, sort=True)}</details>"
             )
     return "".join(parts)
+
+
+def _losses(picture: Path) -> str:
+    if not picture.is_file():
+        return "<p>Not measured; <code>semanticodec bench losses</code> does.</p>"
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return f'<figure><img alt="quality against lost blocks" src="data:image/png;base64,{data}"></figure>'
 
 
 def _gallery(folder: Path, results: Results) -> str:
