@@ -29,7 +29,7 @@ HOMES = {
     "rich": {"semanticodec.cli", "semanticodec.demo", "semanticodec.training"},
     "phonemizer": {"semanticodec.conditioners"},
     "tensorboard": {"semanticodec.training"},
-    "transformers": {"semanticodec.conditioners"},
+    "transformers": {"semanticodec.bench", "semanticodec.conditioners"},
     "typer": {"semanticodec.cli", "semanticodec.training", "server.__main__", "client.__main__"},
     "websockets": {"server", "client"},
 }
