@@ -201,9 +201,28 @@ class Session:
         self.block = 0
         self.ready = asyncio.Event()
         self.news = asyncio.Event()
+        self._gone = False
 
     async def read(self) -> None:
         """Take what comes, and acknowledge it."""
+        try:
+            await self._read()
+        finally:
+            self._gone = True
+            self.news.set()
+
+    async def wait(self) -> None:
+        """Wait until something has come.
+
+        Raises:
+            ConnectionError: nothing more will.
+        """
+        if self._gone:
+            raise ConnectionError(f"the server has closed the session: {self._ws.close_code} {self._ws.close_reason}")
+        self.news.clear()
+        await self.news.wait()
+
+    async def _read(self) -> None:
         async for data in self._ws:
             assert isinstance(data, bytes)
             message = decode(data)
@@ -223,8 +242,7 @@ class Session:
     async def send(self, seq: int, at: int, samples: np.ndarray[Any, np.dtype[np.float32]]) -> None:
         """Send a chunk, when the server takes it."""
         while seq >= self.limit:
-            self.news.clear()
-            await self.news.wait()
+            await self.wait()
         await self._ws.send(encode(Audio(seq, at, chunk_of(samples, "s16"))))
 
 
@@ -260,8 +278,7 @@ async def talk(url: str, mode: Mode, seconds: float, begin: float, token: str | 
                 sent.append(time.monotonic())
         async with asyncio.timeout(30):
             while len(one.arrived) < len(sent):
-                one.news.clear()
-                await one.news.wait()
+                await one.wait()
         return [after - before for before, after in zip(sent, one.arrived, strict=False)]
 
 
@@ -299,7 +316,8 @@ async def live(mode: Mode, seconds: float, least: int, most: int, strangers: int
             starts = [begin + 0.32 * i / count for i in range(count)]
             try:
                 parts = await asyncio.gather(*(talk(server.url, mode, seconds, start) for start in starts))
-            except TimeoutError:
+            except (TimeoutError, ConnectionError, WebSocketException) as error:
+                print(f"{mode:<10} {count:>4} sessions: {error}")
                 rows.append(Held(mode, count, *[float("inf")] * 3))
                 break
             delays = np.concatenate(parts)

@@ -52,9 +52,9 @@ def serve(
     cert: Annotated[Path | None, _option("Certificate, for TLS.", "cert")] = None,
     key: Annotated[Path | None, _option("Its key.", "key")] = None,
     connections: Annotated[int, _option("Connections at a time.", "connections")] = DEFAULT.connections,
-    per_address: Annotated[int, _option("Connections, and sessions, per address.", "per-address")] = (
-        ADDRESSES.connections
-    ),
+    per_address: Annotated[
+        int, _option("Connections, and sessions, per address; what it may send grows with them.", "per-address")
+    ] = (ADDRESSES.connections),
     keep: Annotated[float, _option("Seconds for which a session can be resumed.", "keep")] = LIMITS.keep / SECOND,
     idle: Annotated[float, _option("Seconds of silence after which a client is given up.", "idle")] = (
         LIMITS.idle / SECOND
@@ -84,6 +84,8 @@ def serve(
                 connections=per_address,
                 sessions=per_address,
                 opens=max(ADDRESSES.opens, per_address // 4),
+                messages=64 * per_address,
+                octets=per_address << 18,
             ),
             connections=connections,
             tokens=Tokens() if tokens is None else Tokens.read(tokens),

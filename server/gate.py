@@ -16,7 +16,7 @@ class AddressLimits:
         connections: at a time.
         sessions: at a time.
         opens: connections per second.
-        messages: per second.
+        messages: per second; a live session sends 50, and acknowledges.
         octets: bytes of messages per second.
         failures: bad tokens per second.
         burst: seconds' worth of all these that may come at once.
@@ -26,8 +26,8 @@ class AddressLimits:
     connections: int = 64
     sessions: int = 64
     opens: int = 16
-    messages: int = 2000
-    octets: int = 1 << 23
+    messages: int = 64 * 64
+    octets: int = 64 << 18
     failures: int = 1
     burst: int = 8
     known: int = 4096

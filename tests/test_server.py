@@ -824,6 +824,9 @@ def test_flags_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert call(app, [*flags, "--port", "8"], env=environment).exit_code == 0
     assert (seen[1].port, seen[1].work.batch, seen[1].presets) == (8, 3, ("mini-25",))
     assert (seen[1].addresses.connections, seen[1].addresses.sessions) == (9, 9)
+    # An address may send as much as its sessions need: 50 chunks of 20 ms a second each.
+    assert seen[0].addresses.messages >= 50 * seen[0].addresses.sessions
+    assert seen[1].addresses.messages >= 50 * 9
     assert seen[1].tokens.check("wrong") is None
     assert call(app, []).exit_code == 1  # the models could not be loaded
     assert call(app, ["--cert", "x"]).exit_code == 2
