@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .datasets import TokenDataset
     from .diffusion import SamplerOptions
     from .streaming import Decoder, Encoder, Sliding, StreamDecoder, StreamEncoder
+    from .superres import SuperResolution
 else:
     _LAZY = {
         "CorpusOptions": "corpus",
@@ -38,6 +39,7 @@ else:
         "Sliding": "streaming",
         "StreamDecoder": "streaming",
         "StreamEncoder": "streaming",
+        "SuperResolution": "superres",
         "TokenDataset": "datasets",
         "tokenize_corpus": "corpus",
         "verify_corpus": "corpus",
@@ -74,6 +76,7 @@ __all__ = [
     "StreamDecoder",
     "StreamEncoder",
     "StreamError",
+    "SuperResolution",
     "TokenDataset",
     "TokenDecoder",
     "TokensError",

@@ -31,6 +31,8 @@ FBANK_MEAN, FBANK_SCALE = -4.2677393, 2 * 4.5689974
 PADDING_ROW = -FBANK_MEAN / FBANK_SCALE
 """Value of a row that stands for no audio at all."""
 MEL_16K = MelConfig()
+STFT_FLOOR = 1e-9
+"""Added to the power before a mel's square root."""
 LOG_FLOOR = 1.1920929e-07
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
 """Sample rates in Hz that are resampled; a file whose header says otherwise is damaged, or meant to fill memory."""
@@ -293,6 +295,25 @@ def mono(wave: Tensor | np.ndarray) -> Tensor:
     return wave
 
 
+def recording(wave: Tensor | np.ndarray) -> Tensor:
+    """Return the checked samples of one recording as float32 on the CPU.
+
+    Args:
+        wave: ``[S]`` or ``[channels, S]``.
+
+    Raises:
+        AudioError: no samples, integers, NaN, infinite or huge samples, or another shape.
+    """
+    wave = as_tensor(wave, AudioError)
+    if not wave.is_floating_point():
+        raise AudioError(
+            f"samples must be floating point in [-1, 1], seen {wave.dtype}; divide integers by their range"
+        )
+    if not 1 <= wave.ndim <= 2 or 0 in wave.shape:
+        raise AudioError(f"a recording must be [S] or [channels, S] and not empty, seen {tuple(wave.shape)}")
+    return checked(wave.detach().to("cpu", torch.float32))
+
+
 @functools.cache
 def _kaldi_filters() -> Tensor:
     """Triangles in the mel domain, ``[256, 128]`` (the bin at the Nyquist frequency has no weight)."""
@@ -389,7 +410,7 @@ def stft_magnitude(wave: Tensor, mel: MelConfig = MEL_16K) -> Tensor:
     padded = functional.pad(wave[:, None], (margin, margin), mode="reflect")[:, 0]
     frames = padded.unfold(-1, mel.n_fft, mel.hop)[:, : wave.shape[-1] // mel.hop]
     spectrum = torch.fft.rfft(frames * _hann(mel.n_fft).to(wave))
-    result: Tensor = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+    result: Tensor = (spectrum.real.square() + spectrum.imag.square() + STFT_FLOOR).sqrt()
     return result
 
 

@@ -16,6 +16,7 @@ Filter = Literal["butter", "cheby1", "ellip", "bessel"]
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 ORDER = 8
 FFT = 2048
+STEP = FFT // 4
 BINS = FFT // 2 + 1
 
 
@@ -88,7 +89,8 @@ def _resample(rows: np.ndarray, source: int, target: int) -> np.ndarray:
 def stft(wave: Tensor) -> Tensor:
     """Return the complex spectrum ``[..., bins, frames]`` that :func:`level` and :func:`joined` work on."""
     window = torch.hann_window(FFT, device=wave.device, dtype=wave.dtype)
-    return torch.stft(wave, FFT, FFT // 4, window=window, pad_mode="constant", return_complex=True)
+    spectrum: Tensor = torch.stft(wave, FFT, STEP, window=window, pad_mode="constant", return_complex=True)
+    return spectrum
 
 
 def level(low: Tensor, high: Tensor, edge: int) -> float:
@@ -119,4 +121,20 @@ def joined(low: Tensor, high: Tensor, edge: int, gain: float) -> Tensor:
     spectrum = gain * stft(high)
     spectrum[..., :edge, :] = stft(low)[..., :edge, :]
     window = torch.hann_window(FFT, device=low.device, dtype=low.dtype)
-    return torch.istft(spectrum, FFT, FFT // 4, window=window, length=low.shape[-1])
+    result: Tensor = torch.istft(spectrum, FFT, STEP, window=window, length=low.shape[-1])
+    return result
+
+
+def crossfade(old: Tensor, new: Tensor, edge: int) -> Tensor:
+    """Fade ``[C, N]`` from old to new at constant power above the ``edge``-th bin of the N samples.
+
+    Two windows' upper bands are more or less alike; how much decides whether amplitudes or powers must add up to one.
+    """
+    a, b = (torch.fft.rfft(part)[:, edge:] for part in (old, new))
+    both = (a.abs().square().sum(1) * b.abs().square().sum(1)).sqrt().clamp_min(1e-12)
+    alike = ((a * b.conj()).real.sum(1) / both).clamp(0, 1)[:, None]
+    rise = (torch.arange(old.shape[1]) + 0.5) / old.shape[1]
+    fall = 1 - rise
+    power = fall.square() + rise.square() + 2 * alike * fall * rise
+    result: Tensor = (fall * old + rise * new) / power.sqrt()
+    return result

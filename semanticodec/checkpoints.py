@@ -36,6 +36,8 @@ from .keymap import FILES, OFFICIAL_DECODER, OFFICIAL_ENCODER, Rule, apply_rules
 
 HUB = "haoheliu/SemantiCodec"
 FORMAT, VERSION = "semanticodec", "1"
+MODEL = "model.safetensors"
+"""The file of a model that has only one."""
 WEIGHTS = Path(__file__).parent / "weights"
 """Weights shipped with the package, one native folder per family."""
 _LINKS = {"encoder": "encoder_sha256", "decoder": "decoder_sha256"}
@@ -185,6 +187,39 @@ def save(folder: Path, models: Mapping[CodecConfig, Mapping[str, Tensor]]) -> No
         extra = links if name == "codebooks" else {}
         save_file(tensors, part, metadata | extra | {"sha256": hashes[name]})
         part.replace(path)
+
+
+def save_model(folder: Path, config: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write a model that is one file, ``model.safetensors``.
+
+    Args:
+        folder: is made if it does not exist; a file of the same name is replaced.
+        config: what to build before filling it, as JSON.
+        tensors: by our names, in the dtype to store them in.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MODEL
+    stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    part = path.with_suffix(".part")
+    metadata = {"format": FORMAT, "version": VERSION, "configs": config, "sha256": _digest(stored)}
+    save_file(stored, part, metadata)
+    part.replace(path)
+
+
+def read_model(folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """Return the configuration (JSON) and the tensors that :func:`save_model` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another format.
+    """
+    tensors, metadata = _read_safetensors(folder / MODEL)
+    seen = _digest(tensors)
+    if seen != metadata["sha256"]:
+        raise CheckpointError(
+            f"{folder / MODEL} is damaged: the SHA-256 of its tensors is {seen}, {metadata['sha256']} was expected; "
+            "fetch or export it again"
+        )
+    return metadata["configs"], tensors
 
 
 def convert(source: Source, target: Path, module: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -449,9 +484,8 @@ def _native_source(folder: Path, preset_name: str | None) -> Source:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Open one native file; its tensors stay on disk until they are used."""
     if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing; native weights are {', '.join(f'{name}.safetensors' for name in FILES)}"
-        )
+        wanted = MODEL if path.name == MODEL else ", ".join(f"{name}.safetensors" for name in FILES)
+        raise CheckpointError(f"{path} is missing; native weights are {wanted}")
     try:
         with safe_open(path, framework="pt") as opened:
             file: Any = opened

@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, get_args, overload
+from typing import TYPE_CHECKING, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -22,11 +22,15 @@ from . import checkpoints
 from .audio import Resampler, as_tensor, fbank_windows, resample
 from .audio import mono as mono
 from .config import BANDS, COLUMN, DEFAULT_PRESET, RATES, SAMPLE_RATE, VOCABULARIES, CodecConfig, TokenRate
+from .devices import usable_device, usable_dtype
 from .diffusion import SamplerOptions, is_whole
 from .errors import AudioError, CodesError, ConfigError
 from .model import MISSING, CodecModel
 from .nn.quantize import nearest, stack
 from .windows import decode_crossfade, decode_prefix
+
+if TYPE_CHECKING:
+    from .superres import SuperResolution
 
 Parts = Literal["all", "encoder", "decoder"]
 Streams = Literal["both", "semantic", "acoustic"]
@@ -36,7 +40,6 @@ COLUMNS_AT_ONCE = 256
 Decoding an official window takes 558 MiB above the weights (float32, guidance 2, measured on a CPU), so 4 about
 2.2 GiB.  On a CPU windows and rows are decoded one by one.
 """
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class SemantiCodec:
@@ -100,8 +103,7 @@ class SemantiCodec:
         """
         if parts not in get_args(Parts):
             raise ConfigError(f"parts {parts!r} are unknown; choose one of {', '.join(get_args(Parts))}")
-        if dtype not in DTYPES:
-            raise ConfigError(f"the dtype {dtype!r} cannot be computed in; choose one of {', '.join(map(str, DTYPES))}")
+        dtype = usable_dtype(dtype)
         codec = cls.__new__(cls)
         codec._load(checkpoints.locate(name_or_folder, preset), parts, usable_device(device), dtype)
         return codec
@@ -308,6 +310,7 @@ class SemantiCodec:
         length: int | None = None,
         options: SamplerOptions | None = None,
         streams: Streams = "both",
+        upsample: SuperResolution | str | None = None,
     ) -> Tensor:
         """Turn codes into samples.
 
@@ -317,9 +320,11 @@ class SemantiCodec:
             length: samples to return at 16 kHz; None returns the whole last group.
             options: solver, steps, guidance; None takes the preset's.
             streams: "semantic" or "acoustic" ignores the other stream.
+            upsample: a loaded model of super-resolution, or the name of one ("mini-sr", "audiosr-basic"), which is
+                loaded once and shared: each row is brought to its sample rate, the upper band generated.
 
         Returns:
-            float32 ``[B, length]`` at 16 kHz on the codec's device.
+            float32 ``[B, length]`` at 16 kHz on the codec's device; with ``upsample`` at that model's rate, on the CPU.
 
         Raises:
             CodesError: wrong shape, dtype or range, or ``length`` is more than the codes stand for.
@@ -330,7 +335,13 @@ class SemantiCodec:
         if length is not None and (not is_whole(length) or not 0 <= length <= whole):
             raise CodesError(f"{length!r} samples asked for; {codes.shape[2]} frames stand for {whole}")
         pieces = list(self._decode([codes], seed, options or SamplerOptions()))
-        return torch.cat(pieces, 1)[:, :length]
+        wave = torch.cat(pieces, 1)[:, :length]
+        if upsample is None or not wave.shape[1]:
+            return wave
+        from .superres import shared  # which needs scipy, slow to import
+
+        restorer = shared(upsample, str(self.device), self.dtype) if isinstance(upsample, str) else upsample
+        return torch.stack([restorer.upsample(row, SAMPLE_RATE, seed=seed) for row in wave])
 
     def iter_decode(
         self, codes: Iterable[Tensor | np.ndarray], *, seed: int = 0, options: SamplerOptions | None = None
@@ -418,21 +429,6 @@ class SemantiCodec:
             keep = torch.tensor([streams == "semantic", streams == "acoustic"], device=codes.device)
             codes = torch.where(keep[:, None], codes, MISSING)
         return codes
-
-
-def usable_device(device: str | torch.device) -> torch.device:
-    """Return a device that can be computed on.
-
-    Raises:
-        ConfigError: there is none of that name here.
-    """
-    try:
-        chosen = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(f"there is no device {device!r} here; cpu always is ({error})") from error
-    if chosen.type == "meta":
-        raise ConfigError("the device 'meta' computes nothing; choose cpu or a GPU")
-    return chosen
 
 
 def _single(wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:

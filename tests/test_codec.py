@@ -19,7 +19,7 @@ from tiny import FLAVOURS, codec, config, fill, noise, random_codes
 from torch import Tensor
 
 from semanticodec.audio import log_mel, resample
-from semanticodec.codec import SemantiCodec, _mono16k, usable_device
+from semanticodec.codec import SemantiCodec, _mono16k
 from semanticodec.config import RATES, CodecConfig, TokenRate
 from semanticodec.diffusion import PUBLISHED, SamplerOptions
 from semanticodec.errors import AudioError, CodesError, ConfigError
@@ -546,9 +546,6 @@ class TestRefusals:
     def test_device(self, device: Any) -> None:
         with pytest.raises(ConfigError, match="device"):
             SemantiCodec.from_pretrained("mini-25", device=device)
-        with pytest.raises(ConfigError, match="device"):
-            usable_device(device)
-        assert usable_device("cpu") == torch.device("cpu")
 
     @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, "float32", np.float64, None])
     def test_dtype(self, dtype: Any) -> None:

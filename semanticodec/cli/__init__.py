@@ -26,6 +26,7 @@ from . import novelty
 from .bench import app as bench
 from .jobs import ENDING, FORMATS, Job, Precision, Work, complain, find, plan, user_errors
 from .tokenize import tokenize
+from .upsample import upsample
 
 if TYPE_CHECKING:
     from ..codec import Parts, SemantiCodec
@@ -270,7 +271,8 @@ def _loader(device: str, dtype: Precision, parts: Parts) -> Callable[[str, str |
     """Return a function that loads each model once."""
     import torch
 
-    from ..codec import SemantiCodec, usable_device
+    from ..codec import SemantiCodec
+    from ..devices import usable_device
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

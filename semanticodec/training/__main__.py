@@ -1,4 +1,4 @@
-"""``python -m semanticodec.training STAGE``: train one stage of mini, or ``all`` of them in order."""
+"""``python -m semanticodec.training STAGE``: train one stage of mini (or of mini-sr), or ``all`` of them in order."""
 
 from __future__ import annotations
 
@@ -12,17 +12,27 @@ import torch
 import typer
 
 from ..checkpoints import WEIGHTS
+from ..config import SAMPLE_RATE
+from ..superres import MINI_SR
 from .loop import Precision, RunOptions
 from .stages import RECIPES, STAGES, Session
+from .superres_stages import SUPERRES_RECIPES, SUPERRES_STAGES
+
+MODELS = {
+    "mini": (STAGES, RECIPES, SAMPLE_RATE),
+    "mini-sr": (SUPERRES_STAGES, SUPERRES_RECIPES, MINI_SR.latent.mel.sample_rate),
+}
+"""Stages, their settings, and the sample rate of what they learn from."""
 
 
 def main(
     stage: Annotated[str, typer.Argument(help=f"all, or one of {', '.join(STAGES)}")],
+    model: Annotated[str, typer.Option(help=f"{' or '.join(MODELS)}, with its own stages")] = "mini",
     audio: Annotated[Path, typer.Option(help="folder with train_manifest.csv and its shards")] = Path(
         "../shared/audio/train"
     ),
-    out: Annotated[Path, typer.Option(help="checkpoints, curves and caches")] = Path("runs/mini"),
-    weights: Annotated[Path, typer.Option(help="where export writes")] = WEIGHTS / "mini",
+    out: Annotated[Path | None, typer.Option(help="checkpoints, curves and caches [runs/MODEL]")] = None,
+    weights: Annotated[Path | None, typer.Option(help="where export writes")] = None,
     minutes: Annotated[float | None, typer.Option(help="time box of each stage")] = None,
     steps: Annotated[int | None, typer.Option(help="at most this many steps per stage")] = None,
     batch: Annotated[int | None, typer.Option(help="rows per step")] = None,
@@ -34,14 +44,18 @@ def main(
     seed: Annotated[int, typer.Option(help="of crops, masks and noise")] = 0,
 ) -> None:
     """Train one stage; run it again to continue where it stopped."""
-    if stage != "all" and stage not in STAGES:
-        raise typer.BadParameter(f"no stage is called {stage!r}; choose all or one of {', '.join(STAGES)}")
+    if model not in MODELS:
+        raise typer.BadParameter(f"no model is called {model!r}; choose one of {', '.join(MODELS)}")
+    stages, recipes, rate = MODELS[model]
+    if stage != "all" and stage not in stages:
+        raise typer.BadParameter(f"no stage is called {stage!r}; choose all or one of {', '.join(stages)}")
+    out = out or Path("runs") / model
     level = logging.INFO if os.environ.get("LOCAL_RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(threads)
 
     def options(name: str) -> RunOptions:
-        recipe = RECIPES.get(name, RECIPES["latent"])  # the stages that do not train only need to know where
+        recipe = recipes.get(name, RECIPES["latent"])  # the stages that do not train only need to know where
         return replace(
             recipe,
             out=out,
@@ -55,9 +69,9 @@ def main(
             compile=compile,
         )
 
-    session = Session(audio, out, weights, options)
-    for name in STAGES if stage == "all" else (stage,):
-        STAGES[name](session)
+    session = Session(audio, out, weights or WEIGHTS / model, options, rate=rate)
+    for name in stages if stage == "all" else (stage,):
+        stages[name](session)
 
 
 if __name__ == "__main__":

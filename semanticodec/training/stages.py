@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..nn.audiomae import AudioMAE
 from ..nn.vae import AutoencoderKL
 from ..nn.vocos import Vocos
 from .blocks import Blocks, kmeans, prepare
-from .data import Corpus, manifest
+from .data import Clip, Corpus, manifest
 from .latent import LatentLoss, LatentStage, share_decoder
 from .loop import RunOptions, launch, train
 from .mae import MAEStage, MaskedAutoencoder
@@ -191,7 +191,9 @@ def _export(session: Session) -> None:
     _, fabric = session.start("export")
     if not fabric.is_global_zero:
         return
-    card = _card(session)
+    presets = ", ".join(config.name for config in session.configs.values())
+    title = f"Weights of the presets {presets}, half precision,\ntrained by `python -m semanticodec.training all` on"
+    readme = card("mini", title, session.audio, session.corpus.clips)
     loss = session.diffusion()
     session.trained("polish", PolishLoss(loss))
     assert isinstance(loss.latent.vocoder, Vocos)
@@ -201,16 +203,23 @@ def _export(session: Session) -> None:
         loss.codes(rate).store()
         states[session.configs[rate]] = {name: value.half() for name, value in model.state_dict().items()}
     checkpoints.save(session.weights, states)
-    (session.weights / "README.md").write_text(card)
+    (session.weights / "README.md").write_text(readme)
     size = sum(path.stat().st_size for path in session.weights.glob("*.safetensors"))
     log.info("wrote %s, %.1f MB", session.weights, size / 1e6)
 
 
-def _card(session: Session) -> str:
-    """Return the model card: what the weights are and whose recordings they learnt from."""
+def card(name: str, title: str, audio: Path, clips: Sequence[Clip]) -> str:
+    """Return the model card: what the weights are and whose recordings they learnt from.
+
+    Args:
+        name: of the model.
+        title: a sentence that goes on with the hours of recordings.
+        audio: the folder with the manifest.
+        clips: the recordings.
+    """
     hours: defaultdict[tuple[str, str, str], float] = defaultdict(float)
-    names = {clip.name for clip in session.corpus.clips}
-    for row in manifest(session.audio):
+    names = {clip.name for clip in clips}
+    for row in manifest(audio):
         if row["file"] in names:
             hours[row["source"], row["repo"], row["licence"]] += float(row["seconds"]) / 3600
     lines = [
@@ -218,10 +227,9 @@ def _card(session: Session) -> str:
     ]
     return "\n".join(
         [
-            "# mini",
+            f"# {name}",
             "",
-            f"Weights of the presets {', '.join(config.name for config in session.configs.values())}, half precision,",
-            f"trained by `python -m semanticodec.training all` on {sum(hours.values()):.1f} hours of recordings:",
+            f"{title} {sum(hours.values()):.1f} hours of recordings:",
             "",
             "| source | repository | licence | hours |",
             "|---|---|---|---|",

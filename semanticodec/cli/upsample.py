@@ -1,0 +1,64 @@
+"""``semanticodec upsample``: fill the upper band of recordings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .jobs import FORMATS, Job, Work, plan, user_errors
+
+if TYPE_CHECKING:
+    from ..diffusion import SamplerOptions
+    from ..superres import SuperResolution
+
+
+def upsample(
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, or - for the standard input.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="File, folder, or - for the standard output.")],
+    model: Annotated[
+        str, typer.Option(help="mini-sr (24 kHz), audiosr-basic, audiosr-speech (48 kHz), or a folder with weights.")
+    ] = "mini-sr",
+    cutoff: Annotated[
+        float | None, typer.Option(help="Hz from which on to generate.  [default: where the recording's band ends]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.  [default: the preset's]")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")] = False,
+) -> None:
+    """Raise recordings to the model's sample rate and generate the upper band that they lack."""
+    import torch
+
+    from ..diffusion import SamplerOptions
+    from ..superres import SuperResolution
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with user_errors(), Work("upsampling") as work:
+        jobs = plan(inputs, out, tuple(FORMATS), ".wav")
+        restorer = SuperResolution.from_pretrained(model, device=device)
+        options = SamplerOptions(steps=steps)
+        for (job,) in work.batches(jobs, 1):
+            with work.guard(job):
+                job.check_target(force)
+                _one(restorer, job, cutoff, seed, options, work)
+
+
+def _one(
+    restorer: SuperResolution, job: Job, cutoff: float | None, seed: int, options: SamplerOptions, work: Work
+) -> None:
+    from .. import audio
+
+    done = 0.0
+
+    def advance(share: float) -> None:
+        nonlocal done
+        work.advance(share - done)
+        done = share
+
+    with job.open_source() as source:
+        wave, rate = audio.load(source)
+    heard = restorer.upsample(wave, rate, cutoff=cutoff, seed=seed, options=options, progress=advance)
+    with job.open_target() as target:
+        audio.save(target, heard, restorer.sample_rate, job.sound_format)
