@@ -242,6 +242,7 @@ def serve(context: typer.Context) -> None:
 
 app.command()(tokenize)
 app.command()(novelty.novelty)
+app.command()(upsample)
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 
 import torch
 
-from ..codec import DTYPES
 from ..config import DEFAULT_PRESET
+from ..devices import DTYPES
 from ..errors import ConfigError
 from .encoding import CPU_SECONDS, GPU_SECONDS
 from .reading import Channels

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..codec import usable_device
+from ..devices import usable_device
 from ..errors import ConfigError
 from . import card, local
 from .inputs import Plan, find_items
