@@ -47,14 +47,14 @@ class Embedder:
         name: of the model and its weights; embeddings are kept under this name.
         sample_rate: that ``embed`` wants, in Hz.
         embed: maps mono samples ``[1, S]``, at most 10 s, to ``[1, D]``.
-        centred: the mean over the training clips is taken away first.  Vectors that were not trained to be compared
-            by their cosine all point the same way, and every clip would look like a copy.
+        standardised: the training clips' mean is taken away and every channel divided by their spread first.  Vectors
+            that were not trained to be compared by their cosine all point the same way: every clip would be a copy.
     """
 
     name: str
     sample_rate: int
     embed: Callable[[Tensor], Tensor]
-    centred: bool = False
+    standardised: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Novelty:
         sample_rate: of the clips' times, in Hz.
         similarity: highest cosine of each generated clip with any training clip, float32 ``[G]``.
         nearest: index of that training clip, int64 ``[G]``.
-        centred: whether the mean of the training clips was taken away.
+        standardised: whether the embeddings were standardised by those of the training clips.
     """
 
     embedder: str
@@ -93,7 +93,7 @@ class Novelty:
     sample_rate: int
     similarity: Tensor
     nearest: Tensor
-    centred: bool = False
+    standardised: bool = False
 
     def fraction(self, threshold: float) -> float:
         """Return the share of generated clips whose nearest training clip is at least as near as ``threshold``."""
@@ -145,17 +145,17 @@ def compare(generated: Sequence[Embedded], training: Sequence[Embedded], embedde
     if not generated or not training:
         raise ConfigError(f"seen {len(generated)} generated and {len(training)} training files; both need at least one")
     a, b = (torch.cat([file.vectors for file in side]) for side in (generated, training))
-    if embedder.centred:
+    if embedder.standardised:
         if len(b) < FEWEST:
             raise ConfigError(
-                f"seen {len(b)} training clips; {embedder.name} compares how clips differ from their mean, for which "
+                f"seen {len(b)} training clips; {embedder.name} compares how clips differ from all of them, for which "
                 f"{FEWEST} are wanted: give more recordings, or CLAP"
             )
-        centre = functional.normalize(b, dim=-1).mean(0)
-        a, b = (functional.normalize(x, dim=-1) - centre for x in (a, b))
+        mean, spread = b.mean(0), b.std(0).clamp_min(1e-6)
+        a, b = ((x - mean) / spread for x in (a, b))
     similarity, index = nearest(a, b)
     made, known = (tuple(clip for file in side for clip in file.clips) for side in (generated, training))
-    return Novelty(embedder.name, made, known, embedder.sample_rate, similarity, index, embedder.centred)
+    return Novelty(embedder.name, made, known, embedder.sample_rate, similarity, index, embedder.standardised)
 
 
 def embed_file(file: Path, embedder: Embedder, cache: Path | None = None) -> Embedded:
@@ -201,7 +201,7 @@ def mae_embedder(codec: SemantiCodec) -> Embedder:
         return torch.cat([features.mean(1), features.std(1, correction=0)], -1).flatten(1)
 
     name = f"AudioMAE features of {codec.config.name}, codebooks {codec.weights_hash[:8]}"
-    return Embedder(name, SAMPLE_RATE, embed, centred=True)
+    return Embedder(name, SAMPLE_RATE, embed, standardised=True)
 
 
 def read(clip: Clip, sample_rate: int) -> Tensor:
@@ -254,7 +254,7 @@ def summary(found: Novelty) -> str:
     """Return the figures as a few lines of text."""
     similarity = found.similarity.double().numpy()
     lines = [
-        f"embedding   {found.embedder}" + (", less the mean of the training clips" if found.centred else ""),
+        f"embedding   {found.embedder}" + (", standardised by the training clips" if found.standardised else ""),
         f"clips       {len(found.generated)} generated, {len(found.training)} of training, up to {SECONDS} s each",
         *(
             f"at {t:.2f}     {found.fraction(t):7.1%} of the generated clips have a training clip this near"

@@ -113,21 +113,20 @@ def test_compare_finds_the_copy(tmp_path: Path) -> None:
         compare([], training, LOUDNESS)
 
 
-def test_centred_embeddings() -> None:
+def test_standardised_embeddings() -> None:
     """A constant that all vectors share makes everything look alike until it is taken away."""
-    vectors = noise(12, 30) + 20
+    vectors = noise(12, 30) * torch.arange(1, 31) + 200
     sides = [
         [Embedded((Clip(Path(str(i)), 0, 1),), vectors[i : i + 1]) for i in rows] for rows in (range(2), range(2, 12))
     ]
     assert compare(*sides, LOUDNESS).similarity.min() > 0.99
-    centred = compare(*sides, Embedder("loudness", RATE, spectrum, centred=True))
-    assert centred.similarity.max() < 0.9
-    unit = torch.nn.functional.normalize(vectors, dim=-1)
-    moved = unit - unit[2:].mean(0)
-    torch.testing.assert_close(centred.similarity, nearest(moved[:2], moved[2:])[0])
-    assert "less the mean" in summary(centred)
+    standard = compare(*sides, Embedder("loudness", RATE, spectrum, standardised=True))
+    assert standard.similarity.max() < 0.9
+    moved = (vectors - vectors[2:].mean(0)) / vectors[2:].std(0)
+    torch.testing.assert_close(standard.similarity, nearest(moved[:2], moved[2:])[0])
+    assert "standardised by" in summary(standard)
     with pytest.raises(ConfigError, match="seen 9 training clips"):
-        compare(sides[0], sides[1][1:], Embedder("loudness", RATE, spectrum, centred=True))
+        compare(sides[0], sides[1][1:], Embedder("loudness", RATE, spectrum, standardised=True))
 
 
 def test_embeddings_are_kept_by_content(tmp_path: Path) -> None:
