@@ -16,7 +16,7 @@ _STYLE = """
 :root { color-scheme: light dark }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .4rem; vertical-align: top }
-tr + tr { border-top: 1px solid #8885 } audio { width: 100%; min-width: 14rem } pre { overflow-x: auto }
+tr + tr { border-top: 1px solid #8885 } audio { width: 100%; min-width: 14rem } pre { white-space: pre-wrap }
 small { overflow-wrap: anywhere } rect { fill: #47a } .over { fill: #c44 } text { fill: currentColor; font-size: 11px }
 """
 
@@ -85,7 +85,7 @@ def _histogram(counts: list[int]) -> str:
         for i, n in enumerate(counts)
     )
     labels = "".join(
-        f'<text x="{i * width}" y="{height + 14}">{2 * i / BINS - 1:.1f}</text>' for i in range(0, BINS + 1, BINS // 8)
+        f'<text x="{i * width}" y="{height + 14}">{2 * i / BINS - 1:.2f}</text>' for i in range(0, BINS + 1, BINS // 8)
     )
     return f'<svg viewBox="0 0 {BINS * width + 24} {height + 20}" role="img">{bars}{labels}</svg>'
 
