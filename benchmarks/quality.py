@@ -3,8 +3,8 @@
 Three runs of :mod:`semanticodec.bench`, each kept in ``results/quality-NAME.json``:
 
 * ``dev``: mini at its default steps and the classical codecs on the 121 development clips, delay and level undone;
-  metrics that cost much on every sixth clip of each kind
-* ``steps``: mini at 1, 2 and 4 solver steps, on every sixth clip of each kind
+  metrics that cost much on every twelfth clip of each kind; codebooks, probes, memory, operations
+* ``steps``: mini at 1, 2 and 4 solver steps, on every twelfth clip of each kind
 * ``published``: mini, the decodes of published codecs and their recorded scores on the same 24 clips, as those were
   taken: nothing undone
 """
@@ -25,11 +25,12 @@ from semanticodec.bench.commands import classical
 from semanticodec.bench.metrics import METRICS
 from semanticodec.bench.results import Results
 from semanticodec.bench.run import Plan, run
+from semanticodec.bench.survey import survey
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 SHARED = ROOT.parent.parent / "shared"
-COSTLY_EVERY = 6
+COSTLY_EVERY = 12
 """Development clips from one that every metric is taken on to the next, of each kind."""
 MINI = ("mini-100", "mini-50", "mini-25")
 LEFT_OUT = ("speex-wb-q3", "mp3-8", "mp3-24", "aac-12", "aac-24")
@@ -134,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results = run(wanted[name], f"quality-{name}", advance)
             if name == "published":
                 results = with_recorded(results, given.figures)
+            elif name == "dev":
+                results = survey(results, wanted[name], costs=True)
             given.out.mkdir(parents=True, exist_ok=True)
             results.write(given.out / f"quality-{name}.json")
             print(f"written to {given.out / f'quality-{name}.json'}")

@@ -19,8 +19,10 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import torch
+from chrome import opened
 from typer.testing import CliRunner
 
+from benchmarks.page import CHROMIUM, launched
 from semanticodec.bench import neural
 from semanticodec.bench.clips import Clip, Wave, find
 from semanticodec.bench.codecs import About, Coded, Decodes, Semanticodec, ours
@@ -221,6 +223,26 @@ def test_recordings_hang_in_the_gallery(ran: tuple[Plan, Results], tmp_path: Pat
     assert page.count("<audio") == page.count('src="data:image/png') == 5 + 4
 
 
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
+def test_the_report_works_in_a_browser(ran: tuple[Plan, Results], tmp_path: Path):
+    page_file = write_report(ran[1], tmp_path)
+    asked: list[str] = []
+    with launched() as browser, opened(browser, "about:blank", microphone=False) as page:
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(page_file.as_uri())
+        column = "table.sort tbody tr th"
+        first = page.locator(column).first.text_content()
+        page.locator("table.sort thead th").first.click()
+        assert first == "good"
+        assert page.locator(column).first.text_content() == "bad"  # in the order of the alphabet
+        before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.click("#theme")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+        assert page.evaluate("document.body.scrollWidth") <= page.evaluate("innerWidth")
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
 def test_leaderboards_get_their_forms(ran: tuple[Plan, Results], tmp_path: Path):
     _, results = ran
     both = codec_superb(results, "bad")
@@ -318,8 +340,8 @@ def test_our_own_codec_at_measured_bits(audio: Path):
     assert codec.about().delay == pytest.approx(0.395, abs=1e-3)
     assert codec.pool(coded.codes).ndim == 1
     assert codec.fingerprint() != replace(codec, seed=1).fingerprint()
-    assert "not in the Hugging Face cache" in str(Semanticodec("semanticodec-25-4096").missing())
-    assert "neither a preset nor a folder" in str(Semanticodec("mini-25", folder="/nowhere").missing())
+    assert "in the Hugging Face cache" in str(Semanticodec("semanticodec-25-4096").missing())
+    assert "no weights of mini-25 in /nowhere" in str(Semanticodec("mini-25", folder="/nowhere").missing())
 
 
 def tiny_hub(kind: str, folder: Path) -> None:

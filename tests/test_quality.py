@@ -70,7 +70,7 @@ def test_the_runs_are_planned(root: Path, tmp_path: Path):
     if not (audio / "dev" / "manifest.csv").is_file():
         pytest.skip("needs ../shared/audio")
     plans = quality.plans(audio, tmp_path, 1, 3, ["wer", "dwer"])
-    assert (len(plans["dev"].clips), plans["dev"].costly_every) == (42, 2)
+    assert (len(plans["dev"].clips), plans["dev"].costly_every) == (42, 4)
     assert len(plans["published"].clips) == 24
     assert plans["published"].compensate is False
     assert {clip.name for clip in plans["steps"].clips} <= {clip.name for clip in plans["dev"].clips}

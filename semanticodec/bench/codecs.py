@@ -105,17 +105,26 @@ class Semanticodec:
 
     def missing(self) -> str | None:
         """Say whether the weights are here; nothing is downloaded."""
-        if self.folder is None and not self.preset.startswith("mini"):
-            import huggingface_hub
-
-            remote = f"semanticodec_tokenrate_{preset(self.preset).token_rate}/encoder.ckpt"
-            if not isinstance(huggingface_hub.try_to_load_from_cache(checkpoints.HUB, remote), str):
-                return f"weights of {checkpoints.HUB} are not in the Hugging Face cache; fetch them or name a folder"
+        if not self._files():
+            return f"no weights of {self.preset} in {self.folder or f'the Hugging Face cache of {checkpoints.HUB}'}"
         try:
             checkpoints.locate(self.folder or self.preset, self.preset)
         except SemantiCodecError as error:
             return str(error)
         return None
+
+    def _files(self) -> tuple[Path, ...]:
+        """Return the files of the weights that are on this machine."""
+        if self.folder is None and not self.preset.startswith("mini"):
+            import huggingface_hub
+
+            remote = f"semanticodec_tokenrate_{preset(self.preset).token_rate}"
+            names = [f"{remote}/{half}.ckpt" for half in ("encoder", "decoder")]
+            found = [huggingface_hub.try_to_load_from_cache(checkpoints.HUB, name) for name in names]
+            paths = tuple(Path(path) for path in found if isinstance(path, str))
+            return paths if len(paths) == len(names) else ()
+        folder = Path(self.folder) if self.folder else checkpoints.WEIGHTS / "mini"
+        return tuple(sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", ".ckpt")))
 
     def about(self) -> About:
         """Say what the preset is; delay is that of its streaming form."""
@@ -137,10 +146,7 @@ class Semanticodec:
 
     def fingerprint(self) -> str:
         """Name the weights' files and this package's code by their content."""
-        source = checkpoints.locate(self.folder or self.preset, self.preset)
-        folder = source.folder or Path(checkpoints.HUB)
-        weights = _content(tuple(sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", ".ckpt"))))
-        return "/".join((self.name, str(self.seed), weights, _code()))
+        return "/".join((self.name, str(self.seed), _content(self._files()), _code()))
 
     def encode(self, clip: Clip) -> Coded:
         """Code into a ``.scodec`` file."""
