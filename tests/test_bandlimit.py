@@ -93,67 +93,64 @@ class TestJoined:
 
 
 @pytest.fixture(scope="module")
-def family(root: Path) -> Goldens:
-    folder = root.parent / "shared" / "goldens" / "ldm"
-    if not folder.is_dir():
-        pytest.skip("the goldens of the latent-diffusion family are not here")
-    return Goldens(folder)
+def golden(family: Path) -> Goldens:
+    return Goldens(family)
 
 
 def recorded(
-    family: Goldens, errors: dict[str, float], arrays: dict[str, np.ndarray], name: str, value: Tensor
+    golden: Goldens, errors: dict[str, float], arrays: dict[str, np.ndarray], name: str, value: Tensor
 ) -> None:
-    errors[name] = family.error(arrays, name, value, len(arrays[f"{name}.sample"]))
+    errors[name] = golden.error(arrays, name, value, len(arrays[f"{name}.sample"]))
 
 
 @pytest.mark.parity
 class TestPublished:
-    def test_lowpass(self, family: Goldens, request: pytest.FixtureRequest) -> None:
-        arrays = family.arrays("audiosr_prepost")
-        wave = family.normal("lowpass:x", (24_000,), 0.0, 0.2)
+    def test_lowpass(self, golden: Goldens, request: pytest.FixtureRequest) -> None:
+        arrays = golden.arrays("audiosr_prepost")
+        wave = golden.normal("lowpass:x", (24_000,), 0.0, 0.2)
         errors: dict[str, float] = {}
         for kind in FILTERS:
             for hertz in ("3750", "7987.5", "20003.9"):
                 name = f"lowpass.{kind}_{hertz}"
-                recorded(family, errors, arrays, name, lowpass(wave, 48_000, float(hertz), kind))
+                recorded(golden, errors, arrays, name, lowpass(wave, 48_000, float(hertz), kind))
         check(request, errors)
 
     @pytest.mark.parametrize("signal", ["full", "lp4k", "lp8k"])
-    def test_preparation(self, family: Goldens, request: pytest.FixtureRequest, signal: str) -> None:
-        arrays = family.arrays("audiosr_prepost")
-        wave = torch.from_numpy(family.synth.signal48(signal, 5.12) / 32768.0)
+    def test_preparation(self, golden: Goldens, request: pytest.FixtureRequest, signal: str) -> None:
+        arrays = golden.arrays("audiosr_prepost")
+        wave = torch.from_numpy(golden.synth.signal48(signal, 5.12) / 32768.0)
         wave = wave - wave.mean()
         wave = (wave / (wave.abs().max() + 1e-8) * 0.5).float()[None]
         magnitude = stft_magnitude(wave, MEL_48K)[..., :1024]
         found = edge(magnitude, 0.985)
         check_equal(request, "cutoff", np.array(found), arrays[f"{signal}.cutoff_bin"])
         errors: dict[str, float] = {}
-        recorded(family, errors, arrays, f"{signal}.log_mel_spec", log_mel(wave, MEL_48K))
+        recorded(golden, errors, arrays, f"{signal}.log_mel_spec", log_mel(wave, MEL_48K))
         for kind in FILTERS:
             low = lowpass(wave, 48_000, float(arrays[f"{signal}.cutoff_hz"]), kind)
-            recorded(family, errors, arrays, f"{signal}.{kind}.waveform_lowpass", low[None])
-            recorded(family, errors, arrays, f"{signal}.{kind}.lowpass_mel", log_mel(low, MEL_48K))
+            recorded(golden, errors, arrays, f"{signal}.{kind}.waveform_lowpass", low[None])
+            recorded(golden, errors, arrays, f"{signal}.{kind}.lowpass_mel", log_mel(low, MEL_48K))
         check(request, errors, MEL_BOUND)
 
-    def test_mel_replacement(self, family: Goldens, request: pytest.FixtureRequest) -> None:
-        arrays = family.arrays("audiosr_prepost")
-        low = family.normal("melrep:in", (2, 64, 256), -9.0, 1.0)
+    def test_mel_replacement(self, golden: Goldens, request: pytest.FixtureRequest) -> None:
+        arrays = golden.arrays("audiosr_prepost")
+        low = golden.normal("melrep:in", (2, 64, 256), -9.0, 1.0)
         low[0, :, :100] += 7
         low[1, :, :171] += 6
-        out = family.normal("melrep:out", (2, 1, 64, 256), -4.0, 1.0)
+        out = golden.normal("melrep:out", (2, 1, 64, 256), -4.0, 1.0)
         found = [edge(row.exp(), 0.985) for row in low]
         check_equal(request, "mel cutoff", np.array(found), arrays["melrep.cutoff_bins"])
         for row, kept, given in zip(out[:, 0], found, low, strict=True):
             row[:, :kept] = given[:, :kept]
         errors: dict[str, float] = {}
-        recorded(family, errors, arrays, "melrep.out", out)
+        recorded(golden, errors, arrays, "melrep.out", out)
         check(request, errors)
 
     @pytest.mark.parametrize(("signal", "gain"), [("lp4k", "1"), ("lp8k", "3"), ("lp8k", "0.2")])
-    def test_join(self, family: Goldens, request: pytest.FixtureRequest, signal: str, gain: str) -> None:
-        arrays, name = family.arrays("audiosr_prepost"), f"post.{signal}_gain{gain}"
-        low = torch.from_numpy(family.synth.signal48(signal, 2.56) / np.float32(32768))
-        out = float(gain) * family.normal(f"post:out:{signal}", (122_880,), 0.0, 0.1)
+    def test_join(self, golden: Goldens, request: pytest.FixtureRequest, signal: str, gain: str) -> None:
+        arrays, name = golden.arrays("audiosr_prepost"), f"post.{signal}_gain{gain}"
+        low = torch.from_numpy(golden.synth.signal48(signal, 2.56) / np.float32(32768))
+        out = float(gain) * golden.normal(f"post:out:{signal}", (122_880,), 0.0, 0.1)
         sums = [stft(wave).abs().sum(-1) for wave in (low, out)]
         at = edge(sums[0], 0.985)
         check_equal(request, "cutoff", np.array(at), arrays[f"{name}.cutoff_bin"])
@@ -161,7 +158,7 @@ class TestPublished:
         assert loudness == pytest.approx(float(np.clip(arrays[f"{name}.raw_ratio"], 0.8, 1.2)))
         errors: dict[str, float] = {}
         # The published code turns the low band down instead of the high one up.
-        recorded(family, errors, arrays, f"{name}.out", (joined(low, out, at, loudness) / loudness)[None, None])
+        recorded(golden, errors, arrays, f"{name}.out", (joined(low, out, at, loudness) / loudness)[None, None])
         check(request, errors)
 
 

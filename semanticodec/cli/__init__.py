@@ -24,6 +24,7 @@ from ..config import DEFAULT_PRESET, PRESETS
 from ..errors import AudioError, CheckpointError, ConfigError, CorruptedError
 from . import novelty
 from .bench import app as bench
+from .edit import app as edit
 from .jobs import ENDING, FORMATS, Job, Precision, Work, complain, find, plan, user_errors
 from .tokenize import tokenize
 from .upsample import upsample
@@ -37,6 +38,7 @@ SHORT = 60
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(bench, name="bench")
+app.add_typer(edit, name="edit")
 
 
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders, or - for the standard input.")]

@@ -1,0 +1,452 @@
+"""Edits without training: a recording's latents are kept in part, or noised in part, and the model does the rest.
+
+Style transfer noises the latents to a strength and denoises them under another condition; inpainting, outpainting and
+super-resolution give the model what a mask keeps.  What was kept is put back in the end, sample by sample.
+C channels of one recording, S samples, T latent steps, F latent cells per step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .audio import log_mel, recording, resample, slaney_filters
+from .bandlimit import BINS, crossfade, joined
+from .conditioners.prompts import Prompts
+from .config import COLUMN
+from .diffusion import Draw, Masked, Partial, SamplerOptions, noise
+from .errors import ConfigError
+from .family import SystemModel
+from .latent import Conditioning, Known, LatentDiffusion
+from .model import MISSING, CodecModel
+from .nn.conditioners import ContextConditioner, GridConditioner
+
+RAMP = 0.01
+"""Seconds in which the kept part fades into the generated one, inside the latter."""
+WINDOW, OVERLAP = 256, 64
+"""Latent steps that are generated at once (10.24 s at 16 kHz, as trained), and given again to the next window."""
+
+Condition = Callable[[int, int], tuple[Conditioning, Conditioning]]
+"""(first latent step, steps) -> what to generate there and what guidance steers away from, one row each."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A stretch of time, a band, or a band for a stretch of time, that is generated anew.
+
+    Args:
+        start: seconds.
+        stop: seconds; None is the end.
+        low: Hz.
+        high: Hz; None is half the sample rate.
+
+    Raises:
+        ConfigError: nothing lies between the edges.
+    """
+
+    start: float = 0.0
+    stop: float | None = None
+    low: float = 0.0
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        for begin, end, unit in ((self.start, self.stop, "s"), (self.low, self.high, "Hz")):
+            if not (begin >= 0 and begin < (math.inf if end is None else end)):
+                raise ConfigError(
+                    f"a region from {begin} to {end} {unit} was given; it must begin at 0 or later, and end"
+                )
+
+
+@dataclass(frozen=True)
+class Editor:
+    """One system, and what it is told.
+
+    Args:
+        latent: its networks, with the autoencoder's encoder.
+        condition: what it is told about each window.
+        window: latent steps generated at once.
+        overlap: of them, how many were generated before and are given.
+        prefix: the U-Net is told the overlap by channels of its own (mini's codec) instead of by the mask.
+        peak: level at which recordings are shown to the autoencoder, as published; None leaves theirs, as codes need.
+    """
+
+    latent: LatentDiffusion
+    condition: Condition
+    window: int = WINDOW
+    overlap: int = OVERLAP
+    prefix: bool = False
+    peak: float | None = 0.5
+
+    @property
+    def sample_rate(self) -> int:
+        """Of what comes out, in Hz."""
+        return self.latent.config.mel.sample_rate
+
+    def transfer(
+        self,
+        wave: Tensor | np.ndarray,
+        sample_rate: int,
+        *,
+        strength: float = 0.5,
+        seed: int = 0,
+        options: SamplerOptions | None = None,
+    ) -> Tensor:
+        """Give a recording the style of the condition.
+
+        Args:
+            wave: samples in [-1, 1], ``[S]`` or the channels of one recording ``[C, S]``.
+            sample_rate: of ``wave`` in Hz.
+            strength: how far its latents are noised: from above 0 (little changes) to 1 (nothing is left of it).
+            seed: of the noise.
+            options: solver, steps, guidance; None takes the preset's.
+
+        Returns:
+            float32 ``[..., ceil(S * self.sample_rate / sample_rate)]`` on the CPU, at the recording's level.
+
+        Raises:
+            AudioError: ``wave`` is no recording.
+            ConfigError: the strength or an option is out of range.
+
+        Source: AudioLDM's style transfer (spec section 8.1), which starts one timestep below where it noised to, fails
+        at strength 1, and loses 0.12 s.
+        """
+        source = self._source(wave, sample_rate)
+        return self._edited(source, (), strength, seed, options)
+
+    def inpaint(
+        self,
+        wave: Tensor | np.ndarray,
+        sample_rate: int,
+        regions: Sequence[Region],
+        *,
+        renew: bool = False,
+        seed: int = 0,
+        options: SamplerOptions | None = None,
+    ) -> Tensor:
+        """Generate regions of a recording anew, and leave the rest of it exactly as it is.
+
+        Args:
+            wave: as in :meth:`transfer`.
+            sample_rate: as in :meth:`transfer`.
+            regions: what to generate; what lies in none of them is kept.
+            renew: the published masking rule, fresh noise on the kept part before each step (sampler "ddim").
+            seed: as in :meth:`transfer`.
+            options: as in :meth:`transfer`.
+
+        Returns:
+            As :meth:`transfer`; outside the regions' time the samples of the (resampled) recording.
+
+        Raises:
+            AudioError: ``wave`` is no recording.
+            ConfigError: there are no regions, or one begins after the end.
+
+        Source: AudioLDM's masked sampling (spec section 8.2), which returns the model's version of the kept part.
+        """
+        source = self._source(wave, sample_rate)
+        seconds = source.shape[-1] / self.sample_rate
+        if not regions or any(region.start >= seconds for region in regions):
+            raise ConfigError(f"regions within 0 to {seconds:.3f} s are needed, seen {list(regions)}")
+        return self._edited(source, regions, None, seed, options, renew=renew)
+
+    def outpaint(
+        self,
+        wave: Tensor | np.ndarray,
+        sample_rate: int,
+        *,
+        before: float = 0.0,
+        after: float = 0.0,
+        renew: bool = False,
+        seed: int = 0,
+        options: SamplerOptions | None = None,
+    ) -> Tensor:
+        """Let a recording begin earlier and go on longer.
+
+        Args:
+            wave: as in :meth:`transfer`.
+            sample_rate: as in :meth:`transfer`.
+            before: seconds to generate before it.
+            after: seconds to generate after it.
+            renew: as in :meth:`inpaint`.
+            seed: as in :meth:`transfer`.
+            options: as in :meth:`transfer`.
+
+        Returns:
+            As :meth:`transfer`, longer by both times.
+
+        Raises:
+            AudioError: ``wave`` is no recording.
+            ConfigError: a time is negative or infinite, or both are 0.
+        """
+        if not (0 <= before < math.inf and 0 <= after < math.inf and before + after > 0):
+            raise ConfigError(f"{before} s before and {after} s after were asked for; at least one must be above 0")
+        source = self._source(wave, sample_rate)
+        lead, tail = (round(seconds * self.sample_rate) for seconds in (before, after))
+        longer = functional.pad(source, (lead, tail))
+        ends = []
+        if lead:
+            ends.append(Region(0.0, lead / self.sample_rate))
+        if tail:
+            ends.append(Region((lead + source.shape[-1]) / self.sample_rate))
+        return self._edited(longer, ends, None, seed, options, renew=renew)
+
+    def upsample(
+        self,
+        wave: Tensor | np.ndarray,
+        sample_rate: int,
+        *,
+        cutoff: float,
+        renew: bool = False,
+        seed: int = 0,
+        options: SamplerOptions | None = None,
+    ) -> Tensor:
+        """Generate everything above ``cutoff`` Hz by a mask over frequency; otherwise as :meth:`inpaint`."""
+        source = self._source(wave, sample_rate)
+        return self._edited(source, [Region(low=cutoff)], None, seed, options, renew=renew)
+
+    def _source(self, wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
+        return resample(recording(wave), sample_rate, self.sample_rate)
+
+    def _edited(
+        self,
+        source: Tensor,
+        regions: Sequence[Region],
+        strength: float | None,
+        seed: int,
+        options: SamplerOptions | None,
+        *,
+        renew: bool = False,
+    ) -> Tensor:
+        """Return the recording with its regions (or, with a strength, all of it) generated."""
+        whole = source.reshape(-1, source.shape[-1])
+        loudest = float(whole.abs().max())
+        gain = self.peak / loudest if self.peak and loudest else 1.0
+        step = self.latent.config.step_samples
+        steps = -(-whole.shape[1] // step)
+        with torch.inference_mode():
+            given = self._encode(functional.pad(whole * gain, (0, steps * step - whole.shape[1])))
+            keep = cell_mask(self.latent, steps, regions) if regions else torch.zeros(1, 1, steps, given.shape[3])
+            latents = self._sample(given, keep.to(given), strength, seed, options or SamplerOptions(), renew)
+            heard = self._decode(latents)[:, : whole.shape[1]] / gain
+        result = heard.clone() if not regions else composed(whole, heard, regions, self.sample_rate)
+        return result.reshape(source.shape)
+
+    def _encode(self, wave: Tensor) -> Tensor:
+        """Return the mean latents ``[C, channels, T, F]`` of ``[C, S]``, S whole latent steps, window by window."""
+        mel, device = self.latent.config.mel, self.latent.scale.device
+        # A reflected edge longer than the sound has nothing to reflect.
+        padded = functional.pad(wave, (0, max(0, mel.n_fft - wave.shape[1])))
+        rows = log_mel(padded, mel)[:, : wave.shape[1] // mel.hop].to(device)
+        factor = self.latent.config.vae.factor
+        parts = []
+        for first, last, own in _spans(rows.shape[1] // factor, self.window, self.overlap):
+            mean = self.latent.encode(rows[:, first * factor : last * factor]).mean
+            parts.append(mean[:, :, own:])
+        return torch.cat(parts, 2)
+
+    def _sample(
+        self,
+        given: Tensor,
+        keep: Tensor,
+        strength: float | None,
+        seed: int,
+        options: SamplerOptions,
+        renew: bool,
+    ) -> Tensor:
+        """Return latents ``[C, channels, T, F]`` that are ``given`` where ``keep`` ``[1, 1, T, F]`` is 1."""
+        result, lead = given.clone(), 0
+        if self.prefix:
+            # The first window has no past, and all are of one length.
+            lead = self.overlap
+            hop = self.window - self.overlap
+            missing = -given.shape[2] % hop
+            result = functional.pad(result, (0, 0, lead, missing))
+            keep = functional.pad(keep, (0, 0, lead, missing))
+        for index, (first, last, own) in enumerate(_spans(result.shape[2], self.window, self.overlap)):
+            mask, part = keep[:, :, first:last].clone(), result[:, :, first:last]
+            mask[:, :, :own] = 1.0
+            if bool((mask == 1).all()):
+                continue
+            conditional, unconditional = (
+                _rows(conditioning, len(part)) for conditioning in self.condition(first - lead, last - first)
+            )
+            known = None
+            if self.prefix:
+                known = Known(part[:, :, : self.overlap], torch.full((len(part),), index > 0, device=part.device))
+            result[:, :, first:last] = self.latent.generate(
+                conditional,
+                unconditional,
+                _draw(seed, index, part),
+                options,
+                known,
+                masked=Masked(part, mask, renew=renew) if mask.any() else None,
+                start=None if strength is None else Partial(part, strength),
+            )
+        return result[:, :, lead : lead + given.shape[2]]
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Return the samples ``[C, S]`` of latents, window by window, each faded into the next."""
+        step = self.latent.config.step_samples
+        result = torch.zeros(len(latents), latents.shape[2] * step)
+        for first, last, own in _spans(latents.shape[2], self.window, self.overlap):
+            piece = self.latent.wave(self.latent.mel(latents[:, :, first:last])).cpu()
+            fade = own * step
+            if fade:
+                old = result[:, first * step :][:, :fade]
+                piece = torch.cat([crossfade(old, piece[:, :fade], 0), piece[:, fade:]], 1)
+            result[:, first * step : last * step] = piece
+        return result
+
+
+def _spans(steps: int, window: int, overlap: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (first, last + 1, how many were in the window before) of the windows that cover ``steps``."""
+    first = own = 0
+    while True:
+        last = min(first + window, steps)
+        yield first, last, own
+        if last == steps:
+            return
+        first, own = last - overlap, overlap
+
+
+def _draw(seed: int, window: int, like: Tensor) -> Draw:
+    """Return the noise of one window, the same for all channels."""
+    return lambda step: noise(seed, window, step, tuple(like.shape[1:])).to(like).expand_as(like)
+
+
+def _rows(conditioning: Conditioning, count: int) -> Conditioning:
+    """Repeat a conditioning of one row."""
+
+    def repeated(x: Tensor) -> Tensor:
+        return x.expand(count, *x.shape[1:])
+
+    return Conditioning(
+        tuple((repeated(x), None if mask is None else repeated(mask)) for x, mask in conditioning.contexts),
+        None if conditioning.concat is None else repeated(conditioning.concat),
+        None if conditioning.film is None else repeated(conditioning.film),
+        conditioning.controls,
+    )
+
+
+def always(conditioning: Conditioning, unconditional: Conditioning) -> Condition:
+    """Return the condition that is the same everywhere: a prompt, or a label."""
+    return lambda first, steps: (conditioning, unconditional)  # noqa: ARG005
+
+
+def prompted(model: SystemModel, prompts: Prompts) -> Editor:
+    """Return the editor of a text-to-sound system.
+
+    Args:
+        model: with its conditioners.
+        prompts: one row.
+
+    Raises:
+        ConfigError: the system has no conditioners, or a transcription was given to one that reads none.
+    """
+    if model.prompts is None:
+        raise ConfigError(f"{model.config.name} reads no prompts; choose a system that turns text to sound")
+    with torch.inference_mode():
+        return Editor(model.latent, always(model.prompts(prompts), model.prompts.unconditional(1)))
+
+
+def coded(model: CodecModel, codes: Tensor) -> Editor:
+    """Return the editor whose condition is codes: what they say is heard where nothing is kept.
+
+    Args:
+        model: a codec's decoder half, its autoencoder with the encoder.
+        codes: int64 ``[1, 2, F]``; a code of -1 leaves the choice to the model, and so does what lies beyond the codes.
+    """
+    config, conditioner = model.config, model.conditioner
+    assert model.latent is not None
+    steps = COLUMN // model.latent.config.step_samples
+    window, overlap = config.decoder.columns * steps, config.decoder.overlap * steps
+
+    unit = steps * config.stack[0]
+
+    def embedded(begin: int, end: int) -> Tensor:
+        """Vectors of groups of codes, zeros where there are none."""
+        first, last = (at * config.group for at in (begin, end))
+        part = codes[:, :, max(first, 0) : last]
+        missing = last - max(first, 0) - part.shape[2]
+        return model.embed(functional.pad(part, (max(0, -first), missing), value=MISSING))
+
+    def grid(first: int, count: int) -> tuple[Conditioning, Conditioning]:
+        assert isinstance(conditioner, GridConditioner)
+        begin = first // unit
+        features = embedded(begin, -(-(first + count) // unit))
+        told, untold = (
+            conditioner(x)[:, :, first - begin * unit :][:, :, :count] for x in (features, torch.zeros_like(features))
+        )
+        past = told[:, :, :overlap] if first >= 0 else torch.zeros_like(told[:, :, :overlap])
+        # Guidance is away from a block without codes after the same past.
+        told, untold = (torch.cat([past, x[:, :, overlap:]], 2) for x in (told, untold))
+        return Conditioning(concat=told), Conditioning(concat=untold)
+
+    def context(first: int, count: int) -> tuple[Conditioning, Conditioning]:
+        assert isinstance(conditioner, ContextConditioner)
+        features = embedded(first // unit, -(-(first + count) // unit))
+        told, untold = conditioner(features), conditioner(torch.zeros_like(features))
+        return Conditioning(contexts=((told, None),)), Conditioning(contexts=((untold, None),))
+
+    prefix = isinstance(conditioner, GridConditioner)
+    return Editor(model.latent, grid if prefix else context, window, overlap, prefix, peak=None)
+
+
+def cell_mask(latent: LatentDiffusion, steps: int, regions: Sequence[Region]) -> Tensor:
+    """Return which latent cells are kept, ``[1, 1, steps, F]``: 1, or 0 where a cell touches a region."""
+    config = latent.config
+    seconds = config.step_samples / config.mel.sample_rate
+    peaks = slaney_filters(config.mel).argmax(0) * (config.mel.sample_rate / config.mel.n_fft)
+    lows, highs = (peaks.reshape(-1, config.vae.factor)[:, side] for side in (0, -1))
+    keep = torch.ones(1, 1, steps, config.cells)
+    for region in regions:
+        rows = slice(int(region.start / seconds), steps if region.stop is None else math.ceil(region.stop / seconds))
+        cells = (highs >= region.low) & (lows < (math.inf if region.high is None else region.high))
+        keep[:, :, rows, cells] = 0.0
+    return keep
+
+
+def composed(kept: Tensor, heard: Tensor, regions: Sequence[Region], sample_rate: int) -> Tensor:
+    """Return ``kept`` ``[C, S]`` with the regions of ``heard``; outside their time, ``kept`` to the bit."""
+    samples = kept.shape[1]
+    result = kept.clone()
+    for region in regions:
+        band = heard
+        bins = [
+            min(BINS - 1, int(hertz / sample_rate * 2 * (BINS - 1)))
+            for hertz in (region.low, math.inf if region.high is None else region.high)
+            if hertz < sample_rate / 2
+        ]
+        if region.low > 0:
+            band = _joined(kept, band, bins[0])
+        if region.high is not None and region.high < sample_rate / 2:
+            band = _joined(band, kept, bins[-1])
+        first = int(region.start * sample_rate)
+        last = samples if region.stop is None else min(samples, round(region.stop * sample_rate))
+        weight = torch.zeros(samples)
+        weight[first:last] = _ramps(last - first, int(RAMP * sample_rate), begins=first > 0, ends=last < samples)
+        result = torch.where(weight > 0, (1 - weight) * result + weight * band, result)
+    return result
+
+
+def _joined(low: Tensor, high: Tensor, edge: int) -> Tensor:
+    missing = max(0, 2 * BINS - low.shape[1])
+    low, high = (functional.pad(part, (0, missing)) for part in (low, high))
+    return joined(low, high, edge, 1.0)[:, : low.shape[1] - missing]
+
+
+def _ramps(length: int, ramp: int, *, begins: bool, ends: bool) -> Tensor:
+    """Return weights of 1 that rise from and fall to 0 where the recording goes on."""
+    position = torch.arange(length) + 0.5
+    weight = torch.ones(length)
+    ramp = max(1, min(ramp, length // 2))
+    if begins:
+        weight = torch.minimum(weight, position / ramp)
+    if ends:
+        weight = torch.minimum(weight, (length - position) / ramp)
+    return weight

@@ -1,0 +1,323 @@
+"""Edits on small random models: what is kept is kept to the bit, what is generated follows the condition."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_superres import dull
+from tiny import FLAVOURS, fill, random_codes
+from tiny import config as tiny_config
+from torch import Tensor
+from typer.testing import CliRunner
+
+from semanticodec.audio import load, save
+from semanticodec.bandlimit import lowpass
+from semanticodec.cli import app
+from semanticodec.codec import SemantiCodec
+from semanticodec.conditioners.prompts import Prompts
+from semanticodec.config import LatentConfig, UNetConfig, VAEConfig, VocosConfig
+from semanticodec.diffusion import SamplerOptions
+from semanticodec.editing import Editor, Region, _spans, always, cell_mask, coded, composed, prompted
+from semanticodec.errors import AudioError, ConfigError
+from semanticodec.family import SystemModel
+from semanticodec.latent import Conditioning, LatentDiffusion
+from semanticodec.model import CodecModel
+from semanticodec.systems import system
+
+RATE = 16_000
+CONFIG = LatentConfig(
+    unet=UNetConfig(
+        in_channels=4,
+        out_channels=4,
+        base=8,
+        mults=(1, 2),
+        res_blocks=1,
+        attention_levels=(1,),
+        head_dim=8,
+        film_dim=6,
+        groups=4,
+    ),
+    vae=VAEConfig(base=4, mults=(1, 2, 2), res_blocks=1, latent_channels=4, groups=2),
+    vocoder=VocosConfig(dim=16, hidden=24, layers=2, right=(1, 1, 0), iterations=2),
+    steps=3,
+    guidance=1.5,
+)
+
+
+@cache
+def latent() -> LatentDiffusion:
+    module = LatentDiffusion(CONFIG, vae_encoder=True)
+    fill(module)
+    return module.eval()
+
+
+def editor(label: float = 1.0, **changes: Any) -> Editor:
+    told = Conditioning(film=torch.full((1, 6), label))
+    return Editor(
+        latent(), always(told, Conditioning(film=torch.zeros(1, 6))), **{"window": 16, "overlap": 4, **changes}
+    )
+
+
+def sound(seconds: float = 1.0, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(round(seconds * RATE), generator=generator)
+
+
+class TestInpaint:
+    def test_outside_the_region_nothing_changes(self) -> None:
+        wave = sound()
+        heard = editor().inpaint(wave, RATE, [Region(0.4, 0.6)])
+        first, last = round(0.4 * RATE), round(0.6 * RATE)
+        assert torch.equal(heard[:first], wave[:first])
+        assert torch.equal(heard[last:], wave[last:])
+        assert (heard - wave)[first:last].abs().mean() > 0.02
+
+    def test_ramps_lie_inside_the_region(self) -> None:
+        kept, heard = torch.zeros(1, RATE), torch.ones(1, RATE)
+        mixed = composed(kept, heard, [Region(0.25, 0.5)], RATE)[0]
+        assert mixed[: RATE // 4].max() == mixed[RATE // 2 :].max() == 0
+        assert mixed[RATE // 4 + 160 : RATE // 2 - 160].min() == 1
+        assert mixed[RATE // 4 : RATE // 4 + 160].diff().min() > 0
+
+    def test_a_band_for_a_stretch(self) -> None:
+        wave = sound()
+        heard = editor().inpaint(wave, RATE, [Region(0.4, 0.6, low=3000, high=5000)])
+        changed = heard - wave
+        assert changed[: round(0.4 * RATE)].abs().max() == changed[round(0.6 * RATE) :].abs().max() == 0
+        spectrum = torch.fft.rfft(changed[6500:9500] * torch.hann_window(3000)).abs()
+        inside, outside = spectrum[600:900].mean(), torch.cat([spectrum[:500], spectrum[1050:]]).mean()
+        assert inside > 20 * outside
+
+    def test_several_regions(self) -> None:
+        wave = sound()
+        heard = editor().inpaint(wave, RATE, [Region(0.1, 0.2), Region(0.8)])
+        assert torch.equal(heard[round(0.2 * RATE) : round(0.8 * RATE)], wave[round(0.2 * RATE) : round(0.8 * RATE)])
+        assert not torch.equal(heard[:3200], wave[:3200])
+        assert not torch.equal(heard[-3200:], wave[-3200:])
+
+    def test_what_is_generated_follows_condition_and_seed(self) -> None:
+        wave, region = sound(), [Region(0.4, 0.6)]
+        heard = [
+            editor(label).inpaint(wave, RATE, region, seed=seed) for label, seed in ((1, 0), (1, 0), (-1, 0), (1, 1))
+        ]
+        assert torch.equal(heard[0], heard[1])
+        assert not torch.allclose(heard[0], heard[2], atol=1e-3)
+        assert not torch.allclose(heard[0], heard[3], atol=1e-3)
+
+    def test_the_published_rule(self) -> None:
+        wave, region = sound(), [Region(0.4, 0.6)]
+        ddim = SamplerOptions(sampler="ddim", eta=1.0)
+        published, ours = (editor().inpaint(wave, RATE, region, renew=renew, options=ddim) for renew in (True, False))
+        assert torch.equal(published[:6400], wave[:6400])
+        assert not torch.allclose(published, ours, atol=1e-3)
+        with pytest.raises(ConfigError, match="'ddim'"):
+            editor().inpaint(wave, RATE, region, renew=True)
+
+    def test_only_windows_with_something_to_do_are_generated(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls = []
+        generate = LatentDiffusion.generate
+        monkeypatch.setattr(
+            LatentDiffusion, "generate", lambda self, *args, **named: calls.append(1) or generate(self, *args, **named)
+        )
+        editor().inpaint(sound(4.0), RATE, [Region(1.8, 1.9)])  # windows of 0.64 s, 0.48 s apart
+        assert len(calls) == 1
+
+    def test_level_and_channels(self) -> None:
+        wave, region = sound(), [Region(0.4, 0.6)]
+        heard = editor().inpaint(torch.stack([wave, wave]), RATE, region)
+        torch.testing.assert_close(heard[0], heard[1], rtol=0, atol=1e-5)
+        torch.testing.assert_close(editor().inpaint(4 * wave, RATE, region), 4 * heard[0], rtol=0, atol=2e-3)
+
+    @pytest.mark.parametrize("regions", [[], [Region(1.0)], [Region(0.5), Region(2.0, 3.0)]])
+    def test_regions_outside_are_refused(self, regions: list[Region]) -> None:
+        with pytest.raises(ConfigError, match=r"regions within 0 to 1.000 s"):
+            editor().inpaint(sound(), RATE, regions)
+
+    @pytest.mark.parametrize("edges", [(-1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (math.inf, None)])
+    def test_regions_without_inside_are_refused(self, edges: tuple[float, float | None]) -> None:
+        with pytest.raises(ConfigError, match="must begin at 0 or later"):
+            Region(*edges)
+        with pytest.raises(ConfigError, match="Hz"):
+            Region(0.0, None, *edges)
+
+    @pytest.mark.parametrize("samples", [1, 100, 641, 5000])
+    def test_any_length_and_rate(self, samples: int) -> None:
+        heard = editor().inpaint(sound()[:samples], 44_100, [Region()])
+        assert heard.shape == (-(-samples * RATE // 44_100),)
+        assert heard.isfinite().all()
+
+    def test_what_is_no_recording_is_refused(self) -> None:
+        with pytest.raises(AudioError, match=r"\[S\] or \[channels, S\]"):
+            editor().inpaint(torch.zeros(1, 1, 5), RATE, [Region()])
+
+
+class TestOutpaint:
+    def test_the_recording_stays_in_the_middle(self) -> None:
+        wave = sound(0.5)
+        heard = editor().outpaint(wave, RATE, before=0.25, after=1.0)
+        assert heard.shape == (round(1.75 * RATE),)
+        assert torch.equal(heard[4000:12_000], wave)
+        assert heard[:3800].abs().mean() > 0.005
+        assert heard[12_200:].unfold(0, 800, 800).abs().mean(1).min() > 0.005
+
+    @pytest.mark.parametrize("times", [{}, {"before": -1.0, "after": 2.0}, {"after": math.inf}, {"before": math.nan}])
+    def test_impossible_times_are_refused(self, times: dict[str, float]) -> None:
+        with pytest.raises(ConfigError, match="at least one must be above 0"):
+            editor().outpaint(sound(), RATE, **times)
+
+
+class TestUpsample:
+    def test_below_the_cutoff_the_recording_stays(self) -> None:
+        wave = dull(RATE)[0]
+        heard = editor().upsample(wave, RATE, cutoff=4000)
+        assert lowpass(heard - wave, RATE, 3500, "ellip")[1000:-1000].abs().max() < 0.01 * wave.abs().max()
+        assert not torch.allclose(heard, wave, atol=1e-3)
+
+
+class TestTransfer:
+    def test_the_stronger_the_less_is_left(self) -> None:
+        wave = sound()
+        with torch.inference_mode():
+            given = editor()._encode((wave * 0.5 / wave.abs().max())[None, : 25 * 640])
+        keep = torch.zeros(1, 1, 25, 16)
+        kept = []
+        for strength in (0.01, 0.3, 1.0):
+            with torch.inference_mode():
+                result = editor()._sample(given, keep, strength, 0, SamplerOptions(steps=20), False)
+            kept.append(float(torch.corrcoef(torch.stack([result.flatten(), given.flatten()]))[0, 1]))
+        assert kept[0] > 0.9
+        assert kept[0] > kept[1] > kept[2]
+
+    def test_condition_and_strength_are_heard(self) -> None:
+        wave = sound()
+        heard = [editor(label).transfer(wave, RATE, strength=s) for label, s in ((1, 0.5), (-1, 0.5), (1, 1.0))]
+        assert heard[0].shape == wave.shape
+        assert not torch.allclose(heard[0], heard[1], atol=1e-3)
+        assert not torch.allclose(heard[0], heard[2], atol=1e-3)
+
+    @pytest.mark.parametrize("strength", [0.0, -1.0, 1.1, math.nan])
+    def test_impossible_strengths_are_refused(self, strength: float) -> None:
+        with pytest.raises(ConfigError, match="strength"):
+            editor().transfer(sound(0.2), RATE, strength=strength)
+
+
+class TestMasks:
+    def test_cells_that_touch_a_region_are_generated(self) -> None:
+        keep = cell_mask(latent(), 10, [Region(0.05, 0.1)])[0, 0]  # cells of 40 ms
+        assert keep.mean(1).tolist() == [1, 0, 0, *[1] * 7]
+        keep = cell_mask(latent(), 3, [Region(low=4000)])[0, 0]
+        assert keep.shape == (3, 16)
+        assert (keep[0].diff() <= 0).all()
+        assert 0 < keep[0].mean() < 1
+        assert cell_mask(latent(), 3, [Region(high=100)])[0, 0, 0].tolist() == [0, *[1] * 15]
+
+    def test_regions_are_joined(self) -> None:
+        both = cell_mask(latent(), 10, [Region(0, 0.1), Region(low=4000)])
+        each = cell_mask(latent(), 10, [Region(0, 0.1)]) * cell_mask(latent(), 10, [Region(low=4000)])
+        assert torch.equal(both, each)
+
+    def test_spans_cover_everything(self) -> None:
+        for steps in (1, 15, 16, 17, 28, 29, 100):
+            spans = list(_spans(steps, 16, 4))
+            assert (spans[0][0], spans[0][2], spans[-1][1]) == (0, 0, steps)
+            assert all(a[1] - b[0] == b[2] == 4 for a, b in itertools.pairwise(spans))
+            assert all(last - first <= 16 and last - first > own for first, last, own in spans)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("rate", [100, 25])
+def test_codes_say_what_is_generated(flavour: str, rate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing kept, the latents are those that the codec decodes: windows, past, guidance and noise."""
+    small = tiny_config(flavour, rate)
+    model = CodecModel(small)
+    fill(model)
+    codec = SemantiCodec.from_model(small, model)
+    # A second official window is given the overlap here, where decoding fades two unrelated ones into each other.
+    codes = random_codes(small, small.window_frames + (small.hop_frames if flavour == "mini" else 0))
+    seen: list[Tensor] = []
+    generate = LatentDiffusion.generate
+
+    def watch(self: LatentDiffusion, *args: Any, **named: Any) -> Tensor:
+        seen.append(generate(self, *args, **named))
+        return seen[-1]
+
+    options = SamplerOptions(guidance=1.7)
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentDiffusion, "generate", watch)
+        codec.decode(codes, seed=5, options=options)
+    own = coded(model, codes)
+    steps = small.columns(codes.shape[2]) * 4
+    nothing = torch.zeros(1, *seen[0].shape[1:2], steps, 16)
+    with torch.inference_mode():
+        heard = own._sample(nothing, nothing[:, :1], None, 5, options, False)
+    overlap = small.decoder.overlap * 4
+    wanted = [part[:, :, overlap * (index > 0 or flavour == "mini") :] for index, part in enumerate(seen)]
+    torch.testing.assert_close(heard, torch.cat(wanted, 2)[:, :, :steps], rtol=0, atol=1e-4)
+
+
+def test_an_editor_is_a_value() -> None:
+    assert dataclasses.replace(editor(), overlap=2).overlap == 2
+
+
+class TestCommandLine:
+    @pytest.fixture
+    def edit(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+        """Run ``semanticodec edit`` with the small system in the place of a published one."""
+        asked: list[Any] = []
+        monkeypatch.setattr("semanticodec.family.load_system", lambda *args, **named: asked.append((args, named)))
+        monkeypatch.setattr("semanticodec.editing.prompted", lambda _, prompts: asked.append(prompts) or editor())
+        save(tmp_path / "in.wav", sound(), RATE)
+
+        def run(*words: str) -> tuple[Tensor, list[Any]]:
+            out = tmp_path / "out.wav"
+            told = [
+                words[0],
+                str(tmp_path / "in.wav"),
+                "-o",
+                str(out),
+                "--prompt",
+                "rain",
+                "--device",
+                "cpu",
+                "--force",
+            ]
+            result = CliRunner().invoke(app, ["edit", *told, "--device", "cpu", *words[1:]])
+            assert result.exit_code == 0, result.output
+            return load(out)[0][0], asked
+
+        return run
+
+    def test_inpaint(self, edit: Any, tmp_path: Path) -> None:
+        heard, asked = edit("inpaint", "--start", "0.4", "--stop", "0.6", "--seed", "3", "--steps", "2")
+        wave, _ = load(tmp_path / "in.wav")
+        options = SamplerOptions(steps=2)
+        wanted = editor().inpaint(wave, RATE, [Region(0.4, 0.6)], seed=3, options=options)[0]
+        torch.testing.assert_close(heard, wanted.clamp(-1, 1), rtol=0, atol=1e-4)
+        assert asked[0][0][0].name == "audioldm-s-full-v2"
+        assert asked[1].texts == ["rain"]
+
+    def test_transfer(self, edit: Any, tmp_path: Path) -> None:
+        heard, _ = edit("transfer", "--strength", "0.3", "--guidance", "1")
+        wave, _ = load(tmp_path / "in.wav")
+        wanted = editor().transfer(wave, RATE, strength=0.3, options=SamplerOptions(guidance=1.0))[0]
+        torch.testing.assert_close(heard, wanted.clamp(-1, 1), rtol=0, atol=1e-4)
+
+    def test_outpaint_and_upsample(self, edit: Any, tmp_path: Path) -> None:
+        assert edit("outpaint", "--before", "0.25", "--after", "0.5")[0].shape == (28_000,)
+        heard, _ = edit("upsample", "--cutoff", "4000")
+        wave, _ = load(tmp_path / "in.wav")
+        torch.testing.assert_close(heard, editor().upsample(wave, RATE, cutoff=4000)[0].clamp(-1, 1), rtol=0, atol=1e-4)
+
+
+def test_a_system_without_conditioners_takes_no_prompts() -> None:
+    with torch.device("meta"):
+        model = SystemModel(system("audiosr-basic"))
+    with pytest.raises(ConfigError, match="audiosr-basic reads no prompts"):
+        prompted(model, Prompts(["rain"]))
