@@ -492,8 +492,8 @@ class TestForeign:
     @pytest.mark.parametrize("salvage", [False, True])
     def test_newer_versions_are_named(self, salvage: bool) -> None:
         data = make_file(4)
-        with pytest.raises(VersionError, match="version 2; this package knows 1"):
-            read_codes(data[:3] + b"\x02" + data[4:], salvage=salvage)
+        with pytest.raises(VersionError, match="version 3; this package knows 1 to 2"):
+            read_codes(data[:3] + b"\x03" + data[4:], salvage=salvage)
 
     def test_newer_presets_are_named(self) -> None:
         with pytest.raises(VersionError, match="preset number 99"):

@@ -84,6 +84,7 @@ def encode(
     per_channel: Annotated[
         bool, typer.Option("--per-channel/--downmix", help="Code each channel, or their average.")
     ] = False,
+    entropy: Annotated[bool, typer.Option("--entropy", help="Code the codes too: smaller files, mini only.")] = False,
     force: Force = False,
 ) -> None:
     """Turn sound files into .scodec files."""
@@ -102,9 +103,11 @@ def encode(
                         if batch > 1 and sound.frames <= SHORT * sound.samplerate:
                             pooled.append(files.Loaded.read(job, sound, per_channel=per_channel))
                         else:
-                            files.encode_stream(codec, job, sound, per_channel=per_channel, advance=work.advance)
+                            files.encode_stream(
+                                codec, job, sound, per_channel=per_channel, entropy=entropy, advance=work.advance
+                            )
             with work.guard(*(one.job for one in pooled)):
-                for job, header, codes in files.encode_pooled(codec, pooled):
+                for job, header, codes in files.encode_pooled(codec, pooled, entropy=entropy):
                     with work.guard(job), job.open_target() as file:
                         wire.write_codes(file, header, codes)
 
@@ -308,6 +311,6 @@ def _facts(stored: Stored) -> list[str]:
         f"model  {header.preset}, codebooks {header.weights}",
         f"sound  {seconds:.3f} s: {stored.samples} samples at {header.sample_rate} Hz, {header.channels} coded",
         f"codes  {stored.frames} frames of {semantic} + {acoustic} bits, {header.token_rate / 2:g} per second",
-        f"net    {net:.3f} kbps",
+        f"net    {net:.3f} kbps" + (f", coded by the prior {header.prior:08x}" if header.prior is not None else ""),
         f"file   {size} bytes" + (f", {size * 8 / seconds / 1000:.3f} kbps" if seconds else ""),
     ]

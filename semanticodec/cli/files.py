@@ -91,6 +91,7 @@ def encode_stream(
     sound: soundfile.SoundFile,
     *,
     per_channel: bool,
+    entropy: bool,
     advance: Callable[[float], None],
 ) -> None:
     """Encode a sound file of any length.
@@ -100,11 +101,12 @@ def encode_stream(
         job: says where to write.
         sound: from :func:`audio.open_sound`.
         per_channel: code each channel, not their average.
+        entropy: code the codes by the prior of their preset.
         advance: is told which part of the file each step was.
 
     Raises:
         AudioError: the file is damaged, holds no samples, or such as cannot be coded.
-        WireError: more channels than a code file can have.
+        WireError: more channels than a code file can have, or there is no prior.
     """
     samples = 0
 
@@ -116,10 +118,10 @@ def encode_stream(
             advance(wave.shape[1] / max(1, sound.frames))
 
     channels = sound.channels if per_channel else 1
-    header = wire.Header.of(codec.config, codec.weights_hash, sound.samplerate, channels, None)
+    header = wire.Header.of(codec.config, codec.weights_hash, sound.samplerate, channels, None, entropy=entropy)
     # The head says how many samples there are, and only the end of the sound is a proof of it.
     with tempfile.TemporaryFile() as draft:
-        with wire.Writer(draft, header) as writer:
+        with wire.Writer(draft, dataclasses.replace(header, prior=None)) as writer:
             for codes in codec.iter_encode(pieces(), sound.samplerate):
                 writer.write(codes.cpu().numpy())
             writer.close(samples)
@@ -151,14 +153,21 @@ class Loaded:
         return cls(job, audio.resample(rows, sound.samplerate, SAMPLE_RATE), sound.samplerate, wave.shape[1])
 
 
-def encode_pooled(codec: SemantiCodec, recordings: Sequence[Loaded]) -> Iterator[tuple[Job, wire.Header, np.ndarray]]:
-    """Encode recordings together; yield what to write for each."""
+def encode_pooled(
+    codec: SemantiCodec, recordings: Sequence[Loaded], *, entropy: bool
+) -> Iterator[tuple[Job, wire.Header, np.ndarray]]:
+    """Encode recordings together; yield what to write for each.
+
+    Raises:
+        WireError: ``entropy`` asks for entropy coding, and there is no prior.
+    """
     if not recordings:
         return
     coded = iter(codec.encode([row for one in recordings for row in one.rows], SAMPLE_RATE))
     for one in recordings:
         codes = np.concatenate([next(coded).cpu().numpy() for _ in one.rows])
-        yield one.job, wire.Header.of(codec.config, codec.weights_hash, one.rate, len(one.rows), one.samples), codes
+        header = wire.Header.of(codec.config, codec.weights_hash, one.rate, len(one.rows), one.samples, entropy=entropy)
+        yield one.job, header, codes
 
 
 def decode_alike(

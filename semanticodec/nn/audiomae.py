@@ -24,15 +24,16 @@ def position_table(columns: int, dim: int) -> Tensor:
     checkpoint and replaces this one.
     """
 
+    # On the CPU even while a model is built on "meta", where the first torch.arange imports the compiler: a second.
     def code(position: Tensor) -> Tensor:
         half = dim // 4
-        angle = position[:, None] / 10000 ** (torch.arange(half, dtype=torch.float64) / half)
+        angle = position[:, None] / 10000 ** (torch.arange(half, dtype=torch.float64, device="cpu") / half)
         return torch.cat([angle.sin(), angle.cos()], 1)
 
-    time = torch.arange(columns, dtype=torch.float64).repeat_interleave(BANDS)
-    band = torch.arange(BANDS, dtype=torch.float64).repeat(columns)
+    time = torch.arange(columns, dtype=torch.float64, device="cpu").repeat_interleave(BANDS)
+    band = torch.arange(BANDS, dtype=torch.float64, device="cpu").repeat(columns)
     body = torch.cat([code(time), code(band)], 1)
-    return torch.cat([torch.zeros(1, dim), body.float()])[None]
+    return torch.cat([torch.zeros(1, dim, device="cpu"), body.float()])[None]
 
 
 class Attention(nn.Module):

@@ -53,8 +53,9 @@ class GridConditioner(nn.Module):
         width = sum(self.widths) // merged
         cells = self.CELLS[0] * self.CELLS[1]
         self.enter = nn.Linear(width, conditioning.hidden)
-        self.bands = nn.Parameter(torch.randn(BANDS, conditioning.hidden) * 0.02)
-        self.rates = nn.Parameter(torch.randn(len(RATES), conditioning.hidden) * 0.02)
+        # On the CPU even while a model is built on "meta", where the first normal draw imports the compiler: a second.
+        self.bands = nn.Parameter(torch.randn(BANDS, conditioning.hidden, device="cpu") * 0.02)
+        self.rates = nn.Parameter(torch.randn(len(RATES), conditioning.hidden, device="cpu") * 0.02)
         self.leave = nn.Sequential(
             nn.Linear(conditioning.hidden, conditioning.hidden),
             nn.SiLU(),

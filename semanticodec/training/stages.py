@@ -15,18 +15,21 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from .. import checkpoints
+from ..codec import SemantiCodec
 from ..config import PATCH, PRESETS, RATES, SAMPLE_RATE, CodecConfig, MelConfig, VocosConfig
 from ..errors import CheckpointError
 from ..model import CodecModel
 from ..nn.audiomae import AudioMAE
 from ..nn.vae import AutoencoderKL
 from ..nn.vocos import Vocos
+from ..wire import prior
 from .blocks import Blocks, kmeans, prepare
 from .data import Clip, Corpus, manifest
 from .latent import LatentLoss, LatentStage, share_decoder
 from .loop import RunOptions, launch, train
 from .mae import MAEStage, MaskedAutoencoder
 from .polish import PolishLoss, PolishStage
+from .prior import PriorStage, coded
 from .vae import VAELoss, VAEStage
 from .vocoder import MagnitudeLoss, VocoderStage
 
@@ -37,6 +40,7 @@ RECIPES = {
     "vocoder": RunOptions(Path(), steps=100_000, minutes=20, batch=10, learning_rate=1e-3),
     "latent": RunOptions(Path(), steps=100_000, minutes=40, batch=48, learning_rate=8e-4, evaluate_every=300),
     "polish": RunOptions(Path(), steps=100_000, minutes=32, batch=16, learning_rate=4e-4, evaluate_every=200),
+    "prior": RunOptions(Path(), steps=100_000, minutes=15, batch=512, learning_rate=4e-3),
 }
 """What the shipped weights were trained with on two CPU cores, the last two stages by two processes (``--devices 2``);
 on a GPU give more steps, larger batches."""
@@ -208,6 +212,20 @@ def _export(session: Session) -> None:
     log.info("wrote %s, %.1f MB", session.weights, size / 1e6)
 
 
+def _prior(session: Session) -> None:
+    """Fit and write the priors of the codes that the exported weights give."""
+    options, fabric = session.start("prior")
+    for config in session.configs.values():
+        codec = SemantiCodec.from_pretrained(session.weights, preset=config.name, parts="encoder")
+        with fabric.rank_zero_first():
+            sides = coded(session.corpus, codec, session.out)
+        stage = PriorStage(codec, sides, options)
+        train(stage, options, fabric)
+        if fabric.is_global_zero:
+            path = prior.save(stage.raw.tensors(), config.name, codec.weights_hash, session.weights.parent / "prior")
+            log.info("wrote %s, %.2f MB", path, path.stat().st_size / 1e6)
+
+
 def card(name: str, title: str, audio: Path, clips: Sequence[Clip]) -> str:
     """Return the model card: what the weights are and whose recordings they learnt from.
 
@@ -247,4 +265,5 @@ STAGES: dict[str, Callable[[Session], None]] = {
     "latent": _latent,
     "polish": _polish,
     "export": _export,
+    "prior": _prior,
 }

@@ -3,17 +3,18 @@
 A file is a head, any number of segments, and a tail; every part can be written and read without seeking.
 
     head     3   "SCD"
-             1   format version, now 1
+             1   format version: 1, or 2 for entropy-coded files
              1   n, size of the fields
              n   msgpack array: preset (its place in ``PRESET_NUMBERS``, or a name), first 4 bytes of the codebooks'
                  SHA-256 as a big-endian integer, token rate, sample rate of the recording, channels, bits per semantic
-                 code, bits per acoustic code, samples per channel or nil
+                 code, bits per acoustic code, samples per channel or nil; in version 2 also the prior's identity
              2   CRC-16 of all the above
     segment  2   sync, F5 5A
              1+  first frame, LEB128
-             1+  frames, LEB128; with the head they give the size of the payload
-             4   CRC-32 of first frame, frames and payload
-             ... payload, see :func:`pack`
+             1+  frames, LEB128; in version 1 they give, with the head, the size of the payload
+            (1+) version 2: size of the payload in bytes, LEB128
+             4   CRC-32 of first frame, frames, size if there is one, and payload
+             ... payload, see :func:`pack`; in version 2, where it is shorter than that, :func:`.entropy.encode`
     tail     2   sync, F5 A5
              1   n, size of the fields
              n   msgpack array: samples per channel (nil: the head has it); the index, a flat array of (segments,
@@ -21,8 +22,13 @@ A file is a head, any number of segments, and a tail; every part can be written 
              2   CRC-16 of all the above
              1   n + 6, the size of the tail, to find it from the end of the file
 
-CRC-16 is CCITT's (``binascii.crc_hqx``, start 0), CRC-32 is zlib's; both are stored big-endian.  The size of a segment
-follows from its first frame and its number of frames, so the index turns into byte offsets by adding up.
+CRC-16 is CCITT's (``binascii.crc_hqx``, start 0), CRC-32 is zlib's; both are stored big-endian.  In version 1 the size
+of a segment follows from its first frame and its number of frames, so the index turns into byte offsets by adding up;
+in version 2 a reader hops from segment to segment.
+
+Files are written as version 1 unless their codes are entropy-coded, so that older packages read all that they can and
+say "format version 2" to the others.  A coded segment stands for itself: its rows x frames are at most
+``MAX_CODED_FRAMES``, and zeros fill it up to an eighth of its packed size, so that few bytes never mean much work.
 
 10 s of mono at ``semanticodec-25-32768`` are 448 bytes of payload in a file of 495.
 """
@@ -42,10 +48,17 @@ from numpy.typing import NDArray
 
 from ..config import CodecConfig
 from ..errors import CodesError, CorruptedError, WireError
+from . import entropy
+from .entropy import MAX_CODED_FRAMES
 from .packing import MAX_BITS, Codes, pack, packed_size
+from .prior import Prior, current, load
 
 MAGIC = b"SCD"
-VERSION = 1
+PACKED, CODED = 1, 2
+VERSION = CODED
+"""The newest format version that this package knows."""
+MIN_CODED_SHARE = 8
+"""Coded payloads are at least this part of their packed size."""
 SEGMENT_SYNC = b"\xf5\x5a"
 TAIL_SYNC = b"\xf5\xa5"
 
@@ -76,6 +89,7 @@ class Header:
         channels: rows of codes, one per coded channel.
         code_bits: bits per (semantic, acoustic) code.
         samples: samples per channel of the recording; None while nobody knows.
+        prior: identity of the prior that entropy coding follows; None packs the codes.
 
     Raises:
         WireError: a value out of range.
@@ -88,6 +102,7 @@ class Header:
     channels: int
     code_bits: tuple[int, int]
     samples: int | None = None
+    prior: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.preset, str) or not 0 < len(self.preset.encode()) <= 128:
@@ -103,10 +118,25 @@ class Header:
             check_range("code_bits", width, 1, MAX_BITS)
         if self.samples is not None:
             check_range("samples", self.samples, 0, MAX_SAMPLES)
+        if self.prior is not None:
+            check_range("prior", self.prior, 0, 0xFFFFFFFF)
 
     @classmethod
-    def of(cls, config: CodecConfig, weights_hash: str, sample_rate: int, channels: int, samples: int | None) -> Header:
-        """Return the header of a recording that is coded with these weights of a preset."""
+    def of(
+        cls,
+        config: CodecConfig,
+        weights_hash: str,
+        sample_rate: int,
+        channels: int,
+        samples: int | None,
+        *,
+        entropy: bool = False,
+    ) -> Header:
+        """Return the header of a recording that is coded with these weights of a preset.
+
+        Raises:
+            WireError: ``entropy`` asks for entropy coding, and there is no prior for the preset.
+        """
         return cls(
             preset=config.name,
             weights=weights_hash[:8],
@@ -115,12 +145,14 @@ class Header:
             channels=channels,
             code_bits=config.code_bits,
             samples=samples,
+            prior=current(config.name).id if entropy else None,
         )
 
     @property
     def segment_frames(self) -> int:
-        """Frames of about 10.24 s, the usual length of a segment in a file."""
-        return max(1, self.token_rate * 512 // 100)
+        """Frames of a usual segment in a file: about 10.24 s, less where so many cannot be coded at once."""
+        usual = max(1, self.token_rate * 512 // 100)
+        return usual if self.prior is None else min(usual, MAX_CODED_FRAMES // self.channels)
 
     def capacity(self, frames: int) -> int:
         """Return how many samples of the recording ``frames`` frames can stand for."""
@@ -204,6 +236,12 @@ class Writer:
         size = packed_size(self._frames, header.code_bits, header.channels)
         if size > MAX_SEGMENT_BYTES:
             raise WireError(f"a segment of {self._frames} frames takes {size} bytes, over {MAX_SEGMENT_BYTES}")
+        if header.prior is not None and self._frames * header.channels > MAX_CODED_FRAMES:
+            raise WireError(
+                f"a segment of {header.channels} x {self._frames} frames is too long for entropy coding; at most "
+                f"{MAX_CODED_FRAMES} in all"
+            )
+        self._prior = prior_of(header)
         self._pending: Codes = np.empty((header.channels, 2, 0), np.int64)
         self._start = 0
         self._closed = False
@@ -274,6 +312,11 @@ class Writer:
     def _write_segment(self, codes: Codes) -> None:
         place = varint(self._start) + varint(codes.shape[2])
         payload = pack(codes, self.header.code_bits)
+        if self._prior is not None:
+            coded = entropy.encode(self._prior, codes, self._start)
+            coded = coded.ljust(-(-len(payload) // MIN_CODED_SHARE), b"\0")
+            payload = coded if len(coded) < len(payload) else payload
+            place += varint(len(payload))
         check = zlib.crc32(payload, zlib.crc32(place))
         self._file.write(SEGMENT_SYNC + place + check.to_bytes(4, "big") + payload)
         self._start += codes.shape[2]
@@ -325,8 +368,25 @@ def _head_bytes(header: Header) -> bytes:
     known = header.preset in PRESET_NUMBERS
     preset = PRESET_NUMBERS.index(header.preset) if known else header.preset
     rates = header.token_rate, header.sample_rate
-    body = msgpack.packb([preset, int(header.weights, 16), *rates, header.channels, *header.code_bits, header.samples])
-    return seal(MAGIC + bytes([VERSION, len(body)]) + body)
+    fields = [preset, int(header.weights, 16), *rates, header.channels, *header.code_bits, header.samples]
+    version = PACKED if header.prior is None else CODED
+    body = msgpack.packb(fields if header.prior is None else [*fields, header.prior])
+    return seal(MAGIC + bytes([version, len(body)]) + body)
+
+
+def prior_of(header: Header) -> Prior | None:
+    """Return the prior that a file's codes follow, or None where they are packed.
+
+    Raises:
+        VersionError: this package does not have it.
+        WireError: it is for codes of other sizes.
+    """
+    if header.prior is None:
+        return None
+    prior = load(header.preset, header.prior)
+    if tuple((size - 1).bit_length() for size in prior.sizes) != header.code_bits:
+        raise WireError(f"codes of {header.code_bits} bits cannot follow a prior over {prior.sizes} codes")
+    return prior
 
 
 def check_range(name: str, value: object, low: int, high: int) -> None:

@@ -13,11 +13,15 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import CorruptedError, TruncatedError, VersionError, WireError
+from . import entropy
 from .container import (
+    CODED,
     MAGIC,
     MAX_SAMPLES,
     MAX_SEGMENT_BYTES,
     MAX_SEGMENT_FRAMES,
+    MIN_CODED_SHARE,
+    PACKED,
     PRESET_NUMBERS,
     SEGMENT_SYNC,
     TAIL_SYNC,
@@ -30,6 +34,7 @@ from .container import (
     Tail,
     check_range,
     fits,
+    prior_of,
     unseal,
     varint,
 )
@@ -83,6 +88,7 @@ class Reader:
                 raise
             self.header, self._head_size = _parse_head(_Source(io.BytesIO(copy)))
             self._rewind(0)
+        self._prior = prior_of(self.header)
 
     @property
     def samples(self) -> int | None:
@@ -110,12 +116,28 @@ class Reader:
         for count, frames in tail.runs:
             for _ in range(count):
                 entries.append(IndexEntry(start, frames, offset))
-                payload = packed_size(frames, self.header.code_bits, self.header.channels)
-                offset += len(SEGMENT_SYNC) + len(varint(start)) + len(varint(frames)) + 4 + payload
+                offset += self._segment_size(start, frames, offset)
                 start += frames
         if offset != begin:
             raise CorruptedError(f"the index puts the tail at byte {offset}, but it is at {begin}")
         return tuple(entries)
+
+    def _segment_size(self, start: int, frames: int, offset: int) -> int:
+        """Return the bytes of a segment that the index lists, and that lies at ``offset``."""
+        place = SEGMENT_SYNC + varint(start) + varint(frames)
+        size = packed_size(frames, self.header.code_bits, self.header.channels)
+        if self._prior is None:
+            return len(place) + 4 + size
+        position = self._file.tell()
+        try:
+            self._file.seek(self._base + offset)
+            source = _Source(self._file, offset)
+            if source.peek(len(place)) != place:
+                raise CorruptedError(f"the index lists a segment at byte {offset}, but there is none")
+            size, at = source.varint(len(place))
+        finally:
+            self._file.seek(position)
+        return at + 4 + size
 
     def seek(self, frame: int) -> None:
         """Go on reading at the segment that holds ``frame``; the file must be seekable.
@@ -191,12 +213,16 @@ class Reader:
         start, at = source.varint(len(SEGMENT_SYNC))
         frames, at = source.varint(at)
         where = f"the segment at byte {source.offset}"
-        size = packed_size(frames, header.code_bits, header.channels)
+        size = packed = packed_size(frames, header.code_bits, header.channels)
         if not 0 < frames <= MAX_SEGMENT_FRAMES or size > MAX_SEGMENT_BYTES:
             raise CorruptedError(
                 f"{where} claims {frames} frames ({size} bytes); "
                 f"1 to {MAX_SEGMENT_FRAMES} (at most {MAX_SEGMENT_BYTES} bytes) are allowed"
             )
+        if self._prior is not None:
+            size, at = source.varint(at)
+            if not -(-packed // MIN_CODED_SHARE) <= size <= packed:
+                raise CorruptedError(f"{where} claims {size} bytes for {frames} frames that take {packed} packed")
         raw = source.peek(at + 4 + size)
         if len(raw) < at + 4 + size:
             self._wasted += len(raw)
@@ -208,7 +234,11 @@ class Reader:
             self._wasted += len(raw)
             raise CorruptedError(f"{where} has CRC {check:08x}; {stored:08x} is stored")
         self._check_place(where, start)
-        segment = Segment(start, unpack(payload, header.code_bits, frames, header.channels))
+        if self._prior is None or size == packed:
+            codes = unpack(payload, header.code_bits, frames, header.channels)
+        else:
+            codes = entropy.decode(self._prior, payload, frames, header.channels, start)
+        segment = Segment(start, codes)
         source.skip(len(raw))
         return segment
 
@@ -217,7 +247,8 @@ class Reader:
         if not self._salvage and frame != self._next:
             raise CorruptedError(f"{where} goes on at frame {frame}; wanted frame {self._next}")
         bits = self.header.channels * sum(self.header.code_bits)
-        latest = self._source.offset * 8 // bits + MAX_LOST_FRAMES
+        share = 1 if self._prior is None else MIN_CODED_SHARE
+        latest = self._source.offset * 8 * share // bits + MAX_LOST_FRAMES
         if not self._next <= frame <= latest:
             raise CorruptedError(f"{where} goes on at frame {frame}; wanted {self._next} to {latest}")
 
@@ -323,23 +354,28 @@ def _parse_head(source: _Source) -> tuple[Header, int]:
     lead = source.peek(len(MAGIC) + 2)
     if not lead.startswith(MAGIC[: len(lead)]):
         raise WireError(f"this is no .scodec file: it begins with {lead!r}, wanted {MAGIC!r}")
-    if len(lead) > len(MAGIC) and lead[len(MAGIC)] != VERSION:
-        raise VersionError(f"format version {lead[len(MAGIC)]}; this package knows {VERSION}: install a newer one")
+    version = lead[len(MAGIC)] if len(lead) > len(MAGIC) else PACKED
+    if not PACKED <= version <= VERSION:
+        raise VersionError(f"format version {version}; this package knows {PACKED} to {VERSION}: install a newer one")
     size = len(lead) + lead[-1] + 2 if len(lead) == len(MAGIC) + 2 else len(lead) + 1
     raw = source.peek(size)
     if len(raw) < size:
         raise TruncatedError(f"the file ends after {len(raw)} bytes, inside its head of at least {size}")
     fields = unseal(raw, len(lead), "the head")
-    if len(fields) != 8:
-        raise CorruptedError(f"the head has {len(fields)} fields; wanted 8")
-    preset, weights, token_rate, sample_rate, channels, semantic, acoustic, samples = fields
+    wanted = 9 if version == CODED else 8
+    if len(fields) != wanted:
+        raise CorruptedError(f"the head has {len(fields)} fields; wanted {wanted}")
+    preset, weights, token_rate, sample_rate, channels, semantic, acoustic, samples, prior = [*fields, None][:9]
     if type(preset) is int:
         if not 0 <= preset < len(PRESET_NUMBERS):
             raise VersionError(f"preset number {preset}; this package knows {len(PRESET_NUMBERS)}: install a newer one")
         preset = PRESET_NUMBERS[preset]
     try:
         check_range("weights", weights, 0, 0xFFFFFFFF)
-        header = Header(preset, f"{weights:08x}", token_rate, sample_rate, channels, (semantic, acoustic), samples)
+        if version == CODED:
+            check_range("prior", prior, 0, 0xFFFFFFFF)
+        bits = semantic, acoustic
+        header = Header(preset, f"{weights:08x}", token_rate, sample_rate, channels, bits, samples, prior)
     except WireError as error:
         raise CorruptedError(f"the head makes no sense: {error}") from error
     return header, size
