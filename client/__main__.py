@@ -40,6 +40,7 @@ Preset = Annotated[str | None, typer.Option(help="Wanted preset.  [default: the 
 Local = Annotated[bool, typer.Option("--local", help="Code here, so that only codes are on the link (needs torch).")]
 Latency = Annotated[int | None, typer.Option(min=0, help="Milliseconds that a block may wait for others.")]
 Copies = Annotated[int, typer.Option(min=0, max=8, help="Redundant blocks in each message.")]
+Entropy = Annotated[bool, typer.Option("--entropy", help="Ask for entropy-coded codes: fewer bits, more work.")]
 Mic = Annotated[bool, typer.Option("--mic", help="Send what the microphone hears.")]
 
 DEFAULT_URL = "ws://localhost:8765/"
@@ -60,6 +61,7 @@ def send(
     local: Local = False,
     latency: Latency = None,
     copies: Copies = 0,
+    entropy: Entropy = False,
     sample_rate: SampleRate = 16_000,
     deadline: Deadline = 30,
 ) -> None:
@@ -68,7 +70,7 @@ def send(
 
     async def run() -> None:
         codec = _codec(preset) if local else None
-        options: dict[str, Any] = {"latency": latency, "copies": copies} if local else {}
+        options: dict[str, Any] = {"latency": latency, "copies": copies, "entropy": entropy} if local else {}
         async with connect(
             url,
             role="publish",
@@ -100,6 +102,7 @@ def recv(
     local: Local = False,
     latency: Latency = None,
     copies: Copies = 0,
+    entropy: Entropy = False,
     sample_rate: SampleRate = 16_000,
     deadline: Deadline = 30,
 ) -> None:
@@ -110,7 +113,7 @@ def recv(
 
     async def run() -> None:
         codec = _codec(preset) if local else None
-        options: dict[str, Any] = {"latency": latency, "copies": copies} if local else {}
+        options: dict[str, Any] = {"latency": latency, "copies": copies, "entropy": entropy} if local else {}
         async with contextlib.AsyncExitStack() as stack:
             sink: Player | Recorder
             if out is None:
@@ -151,6 +154,7 @@ def loopback(
     url: Url = DEFAULT_URL,
     token: Token = None,
     preset: Preset = None,
+    entropy: Entropy = False,
     sample_rate: SampleRate = 16_000,
     deadline: Deadline = 30,
 ) -> None:
@@ -168,6 +172,7 @@ def loopback(
             preset=preset,
             receive=["codes", "audio"],
             sample_rate=rate,
+            entropy=entropy,
             retry=Retry(deadline=deadline),
         ) as s:
             delays, gaps, codes = await _measure(s, source, rate)

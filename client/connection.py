@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from semanticodec.errors import AudioError, CodesError, SemantiCodecError, StreamError
+from semanticodec.wire.blocks import coding_features
 from semanticodec.wire.closing import Code
 from semanticodec.wire.messages import (
     Hello,
@@ -72,6 +73,7 @@ def connect(
     gross: int | None = None,
     copies: int = 0,
     features: Sequence[str] = ("room",),
+    entropy: bool = False,
     codec: Codec | None = None,
     live: bool = True,
     retry: Retry | None = None,
@@ -93,6 +95,7 @@ def connect(
         gross: bits per second that codes may take, all framing.
         copies: redundant blocks in each codes message.
         features: optional abilities to ask for.
+        entropy: ask for entropy-coded codes: fewer bits, more work at both ends; a server may decline.
         codec: codes here what is pushed as samples and sent as codes, and decodes here codes that are received;
             see :func:`semanticodec_client.local.load`.
         live: push never waits, and drops the oldest when the server cannot follow; otherwise push waits.
@@ -115,7 +118,7 @@ def connect(
         latency=latency,
         gross=gross,
         copies=copies,
-        features=tuple(features),
+        features=(*features, *(coding_features() if entropy else ())),
     )
     return Connection(url, hello, token=token, codec=codec, live=live, retry=retry or Retry(), ssl=ssl)
 

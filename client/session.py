@@ -12,7 +12,7 @@ from dataclasses import replace
 from enum import Enum
 
 from semanticodec.errors import StreamError, WireError
-from semanticodec.wire.blocks import Geometry, Meter, frame_bytes
+from semanticodec.wire.blocks import Geometry, Meter, agreed, frame_bytes
 from semanticodec.wire.closing import Code
 from semanticodec.wire.fields import Message
 from semanticodec.wire.messages import (
@@ -452,7 +452,7 @@ class Session:
             return self._go_on(ready)
         if ready.resumed:
             raise WireError("the server resumes a session; it was asked for a new one")
-        geometry = Geometry(ready.block, ready.code_bits, ready.rates)
+        geometry = agreed(Geometry(ready.block, ready.code_bits, ready.rates), ready.presets, ready.features)
         before = self.ready
         if before is not None and self._foreign(before, ready):
             self._shut(Left(Code.BAD_PRESET, "the server came back with other weights; begin anew"), Bye())

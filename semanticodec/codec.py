@@ -117,7 +117,8 @@ class SemantiCodec:
     def _adopt(self, config: CodecConfig, model: CodecModel, source: checkpoints.Source | None) -> None:
         self.config = config
         self._source = source
-        self.model = model.eval().requires_grad_(False)
+        # Once, for the networks run on images with channels innermost: each convolution would copy its weights otherwise.
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def from_model(cls, config: CodecConfig, model: CodecModel) -> SemantiCodec:

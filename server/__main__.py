@@ -62,6 +62,9 @@ def serve(
     drain: Annotated[float, _option("Seconds for clients to leave at the end.", "drain")] = DEFAULT.drain,
     elsewhere: Annotated[str | None, _option("ws:// or wss:// address where they go on then.", "elsewhere")] = None,
     backplane: Annotated[str | None, _option("redis:// address of what several servers share.", "backplane")] = None,
+    entropy: Annotated[
+        bool, _option("Entropy-code codes for clients that ask for it; costs processor time.", "entropy")
+    ] = LIMITS.entropy,
     log_level: Annotated[str, _option("debug, info, warning or error.", "log-level")] = "info",
 ) -> None:
     """Serve live encoding and decoding over WebSockets, and a web page to try it."""
@@ -78,7 +81,7 @@ def serve(
             presets=_split(presets),
             device=device,
             work=Work(batch, slots, load, threads, seed),
-            limits=replace(LIMITS, keep=int(keep * SECOND), idle=int(idle * SECOND)),
+            limits=replace(LIMITS, keep=int(keep * SECOND), idle=int(idle * SECOND), entropy=entropy),
             addresses=replace(
                 ADDRESSES,
                 connections=per_address,

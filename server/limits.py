@@ -29,6 +29,7 @@ class Limits:
         messages: per second, from the client.
         octets: per second, from the client.
         burst: seconds' worth of both that may come at once.
+        entropy: whether clients may have codes entropy-coded; costs some 5 ms of a processor per message and block.
     """
 
     handshake: int = 5 * SECOND
@@ -47,6 +48,7 @@ class Limits:
     messages: int = 200
     octets: int = 1 << 20
     burst: int = 4
+    entropy: bool = False
 
 
 class Throttle:

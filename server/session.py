@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from semanticodec.errors import StreamError, WireError
-from semanticodec.wire.blocks import Block, Chunk, Geometry, Meter, choose_bundle
+from semanticodec.wire.blocks import Block, Chunk, Geometry, Meter, agreed, choose_bundle, coding_features
 from semanticodec.wire.channel import Arrived, AudioOut, CodesOut, Inlet
 from semanticodec.wire.closing import Code
 from semanticodec.wire.fields import Message
@@ -139,14 +139,15 @@ class Session:
         self._catching_up: set[Kind] = set()
         self._news: dict[type[Message], Message] = {}
         self._turn = 0
-        self._inlet = (
-            None if hello.send is None else Inlet(hello.send, offer.geometry, offer.rate, limits.window, received)
-        )
+        known = (*FEATURES, *(coding_features(offer.presets) if limits.entropy else ()))
+        self._features = tuple(name for name in hello.features if name in known)
+        geometry = agreed(offer.geometry, offer.presets, self._features)
+        self._inlet = None if hello.send is None else Inlet(hello.send, geometry, offer.rate, limits.window, received)
         self.codes_out: CodesOut | None = None
         self.audio_out: AudioOut | None = None
         if "codes" in hello.receive:
             blocks = Sender[Block](limits.window, limits.window_bytes, codes_first, overflow="window")
-            self.codes_out = CodesOut(offer.geometry, offer.rate, blocks, copies=hello.copies)
+            self.codes_out = CodesOut(geometry, offer.rate, blocks, copies=hello.copies)
             self._bundle(None)
         if "audio" in hello.receive:
             self.audio_out = AudioOut(Sender[Chunk](limits.window, limits.window_bytes, overflow="window"))
@@ -183,7 +184,7 @@ class Session:
             window=self.limits.window,
             bundle=1 if codes is None else codes.bundle,
             copies=0 if codes is None else codes.copies,
-            features=tuple(name for name in self.hello.features if name in FEATURES),
+            features=self._features,
             resumed=resume is not None,
             next=0 if self._inlet is None else self._inlet.receiver.next,
             limit=0 if self._inlet is None else self._granted,

@@ -1,6 +1,6 @@
 """The least that a client needs around the streams of :mod:`semanticodec.wire`, for tests of the server's half."""
 
-from semanticodec.wire.blocks import Block, Chunk, Geometry, Meter, choose_bundle, frame_bytes
+from semanticodec.wire.blocks import Block, Chunk, Geometry, Meter, agreed, choose_bundle, frame_bytes
 from semanticodec.wire.channel import AudioOut, CodesOut, Inlet
 from semanticodec.wire.closing import what_next
 from semanticodec.wire.link import Sender
@@ -67,7 +67,10 @@ class Peer:
         self.ready, self.open = ready, True
 
     def start(self, ready: Ready):
-        hello, geometry = self.hello, Geometry(ready.block, ready.code_bits, ready.rates)
+        hello, geometry = (
+            self.hello,
+            agreed(Geometry(ready.block, ready.code_bits, ready.rates), ready.presets, ready.features),
+        )
         firsts = {"codes": ready.codes_next, "audio": ready.audio_next}
         self.inlets = {kind: Inlet(kind, geometry, ready.rate, ready.window, firsts[kind]) for kind in hello.receive}
         sender = Sender(ready.window, 1 << 22, limit=ready.limit)

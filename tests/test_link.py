@@ -15,9 +15,11 @@ from semanticodec.wire.blocks import (
     Block,
     Chunk,
     Geometry,
+    agreed,
     Meter,
     choose_bundle,
     chunk_of,
+    coding_features,
     frame_bytes,
     gross_rate,
     samples_of,
@@ -75,6 +77,70 @@ class TestGeometry:
                 MINI.split(data, rate)
         with pytest.raises(CodesError, match="wanted"):
             MINI.pack(np.zeros((2, 5), np.int64), 25)
+
+
+class TestEntropy:
+    """Codes that are coded in one message after both ends have agreed on priors."""
+
+    PRESETS = ("mini-100", "mini-50", "mini-25")
+    CODED = agreed(MINI, PRESETS, coding_features())
+
+    def codes(self, rate: int, blocks: int, seed: int = 0) -> list[bytes]:
+        """Blocks that the prior expects."""
+        made = prior.current(f"mini-{rate}")
+        frames = MINI.frames(rate)
+        codes = entropy.decode(made, np.random.default_rng(seed).bytes(100 * blocks), blocks * frames)[0]
+        return [MINI.pack(one, rate) for one in np.split(codes, blocks, 1)]
+
+    def test_only_what_both_know_is_agreed(self):
+        one = coding_features(["mini-50"])
+        assert agreed(MINI, self.PRESETS, ("room",)) == MINI
+        assert agreed(MINI, self.PRESETS, ("entropy-00000000",)) == MINI
+        assert [made is not None for made in agreed(MINI, self.PRESETS, one).priors] == [False, True, False]
+        assert coding_features(["semanticodec-100-4096"]) == ()
+
+    @pytest.mark.parametrize("rate", MINI.rates)
+    @pytest.mark.parametrize("count", [1, 4])
+    def test_part_undoes_join(self, rate: int, count: int):
+        blocks = self.codes(rate, count)
+        data = self.CODED.join(blocks, rate)
+        assert len(data) < 0.95 * count * MINI.block_bytes(rate)
+        assert self.CODED.part(data, rate, count) == blocks
+        assert MINI.join(blocks, rate) == b"".join(blocks)
+        with pytest.raises(CorruptedError, match="bytes for"):
+            MINI.part(data, rate, count)
+
+    @settings(deadline=None, max_examples=25)
+    @given(seed=st.integers(0, 10**6), count=st.integers(1, 4), rate=st.sampled_from(MINI.rates))
+    def test_any_blocks_come_back(self, seed: int, count: int, rate: int):
+        rng = np.random.default_rng(seed)
+        codes = np.stack([rng.integers(0, 1 << width, (count * MINI.frames(rate))) for width in MINI.code_bits])
+        blocks = [MINI.pack(one, rate) for one in np.split(codes, count, 1)]
+        data = self.CODED.join(blocks, rate)
+        assert len(data) <= count * MINI.block_bytes(rate)
+        assert self.CODED.part(data, rate, count) == blocks
+
+    @settings(deadline=None, max_examples=40)
+    @given(data=st.binary(max_size=60), rate=st.sampled_from(MINI.rates), count=st.integers(1, 3))
+    def test_anything_is_blocks_or_refused(self, data: bytes, rate: int, count: int):
+        try:
+            blocks = self.CODED.part(data, rate, count)
+        except CorruptedError:
+            return
+        assert [len(one) for one in blocks] == [MINI.block_bytes(rate)] * count
+
+    def test_messages_stand_for_themselves(self):
+        """What is sent through a channel is coded, and a lost message costs no other."""
+        out = CodesOut(self.CODED, 100, Sender(64, 1 << 20), bundle=2)
+        blocks = self.codes(100, 6)
+        for seq, data in enumerate(blocks):
+            out.push(Block(data, 100, seq * 5120), 0)
+        messages = [decode(encode(out.pull(0))) for _ in range(3)]
+        assert all(len(message.data) < 2 * MINI.block_bytes(100) for message in messages)
+        inlet = Inlet("codes", self.CODED, 100, 64)
+        heard = [*inlet.take(messages[0]), *inlet.take(messages[2])]
+        found = {one.seq: one.item.data for one in heard if isinstance(one, Arrived)}
+        assert found == {seq: blocks[seq] for seq in (0, 1, 4, 5)}
 
 
 class TestBundling:

@@ -13,6 +13,7 @@ from semanticodec.wire import messages, pack
 from semanticodec.wire.blocks import frame_bytes
 from semanticodec.wire.closing import Code
 from semanticodec.wire.fields import layout
+from semanticodec.wire.blocks import coding_features
 from semanticodec.wire.messages import FEATURES, MESSAGES, SUBPROTOCOL, Codes, decode, encode
 from server.connection import CONNECTION_MOVES, State
 from server.session import SESSION_MOVES, SessionState
@@ -127,7 +128,10 @@ def test_the_state_diagrams():
 def test_the_name_and_the_features():
     assert f"Sub-protocol **`{SUBPROTOCOL}`**" in PAGE
     known = PROSE[PROSE.index("Known ones:") : PROSE.index("A client on a thin link")]
+    known = known[: known.index("Besides")] if "Besides" in known else known
     assert re.findall(r"`(\w+)`", known) == list(FEATURES)
+    assert all(re.fullmatch("entropy-[0-9a-f]{8}", name) for name in coding_features())
+    assert "`entropy-`" in PROSE
 
 
 def test_every_code_that_is_mentioned_exists():

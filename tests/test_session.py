@@ -238,6 +238,18 @@ class TestHandshake:
             )
         ]
 
+    @pytest.mark.parametrize(("allowed", "agreed"), [(True, coding_features(["mini-50"])), (False, ())])
+    def test_entropy_coding_is_for_who_asks_and_where_it_is_allowed(self, allowed: bool, agreed: tuple[str, ...]):
+        hello = dataclasses.replace(SUBSCRIBE, features=(*coding_features(["mini-50"]), "entropy-00000000"))
+        limits = dataclasses.replace(SMALL, entropy=allowed)
+        session = Session(bytes(16), "me", hello, OFFER, limits, 5)
+        assert session.attach(None, 5).features == agreed
+        frames = MINI.frames(50)
+        likely = entropy.decode(prior.current("mini-50"), bytes(range(100)), frames)[0]
+        session.send_block(Block(MINI.pack(likely, 50), 50, 0), 5)
+        message = session.codes_out.pull(10**9)
+        assert (len(message.data) < MINI.block_bytes(50)) is allowed
+
     @pytest.mark.parametrize(
         ("message", "code"),
         [

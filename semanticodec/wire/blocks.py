@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
 from ..config import SAMPLE_RATE
 from ..errors import CodesError, CorruptedError, WireError
+from . import entropy, prior
+from .entropy import MIN_CODED_SHARE
 from .messages import MAX_BUNDLE, MAX_CODES_BYTES, MAX_SEQ, Codes, encode
 from .packing import Codes as CodesArray
 from .packing import pack, packed_size, unpack
+from .prior import Prior
 
 _SECOND = 1_000_000_000
 _BUCKET = _SECOND // 2
@@ -45,6 +49,7 @@ class Geometry:
         block: samples at 16 kHz in a block.
         code_bits: bits per code of each stream.
         rates: token rates that share this block; the lowest is that of redundant copies.
+        priors: per rate, what messages may be entropy-coded by; empty where the two ends have not agreed on any.
 
     Raises:
         WireError: a block is not a whole number of frames at each rate, or is too large for a message.
@@ -53,6 +58,7 @@ class Geometry:
     block: int
     code_bits: tuple[int, ...]
     rates: tuple[int, ...]
+    priors: tuple[Prior | None, ...] = ()
 
     def __post_init__(self) -> None:
         for rate in self.rates:
@@ -96,14 +102,45 @@ class Geometry:
         codes: CodesArray = unpack(data, self.code_bits, self.frames(rate))[0]
         return codes
 
+    def join(self, blocks: Sequence[bytes], rate: int) -> bytes:
+        """Put consecutive packed blocks into one message.
+
+        Where a prior was agreed on, a byte goes first: how many blocks are entropy-coded together in what follows, or 0
+        where they are packed because that is shorter.
+        """
+        packed, own = b"".join(blocks), self._prior(rate)
+        if own is None:
+            return packed
+        codes = np.concatenate([self.unpack(block, rate) for block in blocks], 1)
+        coded = entropy.encode(own, codes[None]).ljust(-(-len(packed) // MIN_CODED_SHARE), b"\0")
+        return bytes([len(blocks)]) + coded if len(coded) < len(packed) else b"\0" + packed
+
+    def part(self, data: bytes, rate: int) -> list[bytes]:
+        """Undo :meth:`join`: packed blocks, each of which will unpack.
+
+        Raises:
+            CorruptedError: as :meth:`split`, or bytes that stand for no codes.
+        """
+        self._check_rate(rate)
+        own = self._prior(rate)
+        if own is None:
+            return self.split(data, rate)
+        count, rest = (data[0], data[1:]) if data else (0, b"")
+        if count == 0:
+            return self.split(rest, rate)
+        packed = count * self.block_bytes(rate)
+        if count > MAX_BUNDLE or not -(-packed // MIN_CODED_SHARE) <= len(rest) < packed:
+            raise CorruptedError(f"{len(rest)} bytes for {count} coded blocks; {packed} are what they take packed")
+        codes = entropy.decode(own, rest, count * self.frames(rate))[0]
+        return [self.pack(block, rate) for block in np.split(codes, count, 1)]
+
     def count(self, octets: int, rate: int) -> int:
         """Return how many packed blocks are so many bytes.
 
         Raises:
             CorruptedError: an unknown rate, no whole number of blocks, or more than a message may carry.
         """
-        if rate not in self.rates:
-            raise CorruptedError(f"codes at {rate} per second; this session has {list(self.rates)}")
+        self._check_rate(rate)
         count, rest = divmod(octets, self.block_bytes(rate))
         if rest or not 0 < count <= MAX_BUNDLE:
             raise CorruptedError(f"{octets} bytes of codes; wanted 1..{MAX_BUNDLE} blocks of {self.block_bytes(rate)}")
@@ -121,6 +158,35 @@ class Geometry:
         if any(block[-1] & ((1 << spare) - 1) for block in blocks):
             raise CorruptedError("the bits after the last packed code of a block are not zero")
         return blocks
+
+    def _check_rate(self, rate: int) -> None:
+        if rate not in self.rates:
+            raise CorruptedError(f"codes at {rate} per second; this session has {list(self.rates)}")
+
+    def _prior(self, rate: int) -> Prior | None:
+        return self.priors[self.rates.index(rate)] if self.priors else None
+
+
+def coding_features(presets: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Return the features that stand for entropy coding of presets (None: of all that have a prior)."""
+    ids = prior.presets()
+    return tuple(f"entropy-{ids[name]:08x}" for name in (ids if presets is None else presets) if name in ids)
+
+
+def agreed(geometry: Geometry, presets: Sequence[str], features: Iterable[str]) -> Geometry:
+    """Return the geometry of a session whose ends have agreed on features.
+
+    Args:
+        geometry: of the codes.
+        presets: of its rates.
+        features: those in ready.
+
+    Returns:
+        The same with the priors that both ends know.
+    """
+    chosen = set(features)
+    priors = tuple(prior.current(name) if chosen.intersection(coding_features([name])) else None for name in presets)
+    return replace(geometry, priors=priors if any(priors) else ())
 
 
 def frame_bytes(message: int, *, masked: bool) -> int:

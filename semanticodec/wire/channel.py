@@ -122,7 +122,7 @@ class CodesOut:
         copies = b"".join(self._copies_before(seq))
         return Codes(
             seq=seq,
-            data=b"".join(block.data for block in blocks),
+            data=self._geometry.join([block.data for block in blocks], first.rate),
             rate=None if first.rate == self._rate else first.rate,
             at=None if first.at == seq * self._geometry.block else first.at,
             copies=copies,
@@ -227,7 +227,7 @@ class Inlet:
         geometry = self._geometry
         rate = self._rate if message.rate is None else message.rate
         at = message.seq * geometry.block if message.at is None else message.at
-        blocks = geometry.split(message.data, rate)
+        blocks = geometry.part(message.data, rate)
         copies: list[bytes] = []
         if message.copy_rate is not None:
             copies = geometry.split(message.copies, message.copy_rate)

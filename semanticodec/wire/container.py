@@ -49,7 +49,7 @@ from numpy.typing import NDArray
 from ..config import CodecConfig
 from ..errors import CodesError, CorruptedError, WireError
 from . import entropy
-from .entropy import MAX_CODED_FRAMES
+from .entropy import MAX_CODED_FRAMES, MIN_CODED_SHARE
 from .packing import MAX_BITS, Codes, pack, packed_size
 from .prior import Prior, current, load
 
@@ -57,8 +57,6 @@ MAGIC = b"SCD"
 PACKED, CODED = 1, 2
 VERSION = CODED
 """The newest format version that this package knows."""
-MIN_CODED_SHARE = 8
-"""Coded payloads are at least this part of their packed size."""
 SEGMENT_SYNC = b"\xf5\x5a"
 TAIL_SYNC = b"\xf5\xa5"
 

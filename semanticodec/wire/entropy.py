@@ -17,6 +17,8 @@ from .prior import MARGIN, STREAMS, Prior
 
 MAX_CODED_FRAMES = 1 << 13
 """Rows x frames of one call: a bound on the work that a few bytes can ask for."""
+MIN_CODED_SHARE = 8
+"""In files and messages coded codes take at least this part of their packed size: likewise."""
 _WORD = 4
 
 

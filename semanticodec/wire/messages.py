@@ -45,7 +45,7 @@ CRC_BYTES, CRC_INIT = 2, 0xFFFF
 MAX_GAP = 1 << 16
 """Units that may be skipped at once."""
 FEATURES = ("room", "stats")
-"""Optional abilities that this version knows."""
+"""Optional abilities that this version knows, besides "entropy-" and the identity of each prior it has."""
 MAX_SEQ = (1 << 48) - 1
 """Sequence numbers and sample positions, so that they are exact in JavaScript too."""
 MAX_MS = 86_400_000

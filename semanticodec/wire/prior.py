@@ -154,16 +154,22 @@ def parse(tensors: dict[str, NDArray[Any]]) -> Prior:
     return Prior((semantic, acoustic), check)
 
 
+def presets() -> dict[str, int]:
+    """Return which presets have priors, and the identity of the current one of each."""
+    index = FOLDER / "current.json"
+    return {name: int(id, 16) for name, id in json.loads(index.read_text()).items()} if index.exists() else {}
+
+
 def current(preset: str) -> Prior:
     """Return the prior that new codes of a preset use.
 
     Raises:
         WireError: there is none.
     """
-    ids: dict[str, str] = json.loads((FOLDER / "current.json").read_text())
+    ids = presets()
     if preset not in ids:
         raise WireError(f"there is no prior for the codes of {preset!r}, only for {', '.join(ids)}; pack them instead")
-    return load(preset, int(ids[preset], 16))
+    return load(preset, ids[preset])
 
 
 @functools.cache

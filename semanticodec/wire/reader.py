@@ -20,7 +20,6 @@ from .container import (
     MAX_SAMPLES,
     MAX_SEGMENT_BYTES,
     MAX_SEGMENT_FRAMES,
-    MIN_CODED_SHARE,
     PACKED,
     PRESET_NUMBERS,
     SEGMENT_SYNC,
@@ -38,6 +37,7 @@ from .container import (
     unseal,
     varint,
 )
+from .entropy import MIN_CODED_SHARE
 from .packing import packed_size, unpack
 
 MAX_LOST_FRAMES = 1 << 16
