@@ -12,7 +12,7 @@ import semanticodec
 
 FLOORS = (
     ("errors", "values", "config", "wire", "tokens"),
-    ("audio", "bandlimit", "devices", "nn", "diffusion", "ranking"),
+    ("audio", "bandlimit", "devices", "nn", "diffusion", "graphs", "ranking"),
     ("latent", "checkpoints", "keymap", "systems"),
     ("model", "windows", "conditioners", "family", "diffusers_layout"),
     ("codec", "generation", "superres", "editing"),

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from semanticodec.wire import messages, pack
-from semanticodec.wire.blocks import frame_bytes
+from semanticodec.wire.blocks import coding_features, frame_bytes
 from semanticodec.wire.closing import Code
 from semanticodec.wire.fields import layout
-from semanticodec.wire.blocks import coding_features
 from semanticodec.wire.messages import FEATURES, MESSAGES, SUBPROTOCOL, Codes, decode, encode
 from server.connection import CONNECTION_MOVES, State
 from server.session import SESSION_MOVES, SessionState

@@ -12,8 +12,8 @@ from peer import Peer
 from test_messages import READY, mutate, some_message
 
 from semanticodec.errors import StreamError
-from semanticodec.wire import link, messages
-from semanticodec.wire.blocks import Block, Chunk, Geometry
+from semanticodec.wire import entropy, link, messages, prior
+from semanticodec.wire.blocks import Block, Chunk, Geometry, coding_features
 from semanticodec.wire.channel import Arrived
 from semanticodec.wire.closing import Code
 from semanticodec.wire.link import Lost
