@@ -120,8 +120,8 @@ class SemantiCodec:
         self.config = config
         self._source = source
         # Images have their channels innermost: convolutions would copy other weights in every call.
-        model = model.eval().requires_grad_(False)
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.eval().requires_grad_(False)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
     def from_model(cls, config: CodecConfig, model: CodecModel) -> SemantiCodec:
@@ -147,17 +147,16 @@ class SemantiCodec:
         """
         if recorder is cuda_recorder and self.device.type != "cuda":
             raise ConfigError(f"the codec is on {self.device}; CUDA graphs need device='cuda'")
-        if self.model.mae is not None and self.model.residual is not None:
-            for network in (self.model.mae, self.model.residual):
-                network.forward = Graphed(network.forward, recorder)  # type: ignore[method-assign]
-        if self.model.latent is not None:
-            latent = self.model.latent
-            latent.unet.forward = Graphed(latent.unet.forward, recorder)  # type: ignore[method-assign]
-            latent.vae.decode = Graphed(latent.vae.decode, recorder)  # type: ignore[method-assign]
-            vocoder = latent.vocoder
-            vocoder.forward = Graphed(vocoder.forward, recorder)  # type: ignore[method-assign]
-            if isinstance(vocoder, Vocos):
-                vocoder.extend = Graphed(vocoder.extend, recorder)  # type: ignore[method-assign]
+        latent = self.model.latent
+        vocoder = None if latent is None else latent.vocoder
+        places = [(self.model.mae, "forward"), (self.model.residual, "forward"), (vocoder, "forward")]
+        if latent is not None:
+            places += [(latent.unet, "forward"), (latent.vae, "decode")]
+        if isinstance(vocoder, Vocos):
+            places += [(vocoder, "extend")]
+        for module, name in places:
+            if module is not None:
+                vars(module)[name] = Graphed(getattr(module, name), recorder)
         return self
 
     @functools.cached_property

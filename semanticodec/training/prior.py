@@ -66,11 +66,13 @@ class LayersNet(nn.Module):
     def integer(self, name: str) -> Tensor:
         """Return a tensor in units of its last binary place."""
         limit = 1 << 30 if name in WIDE else 127
-        return (getattr(self, name) * (1 << PLACES[name])).round().clamp(-limit, limit)
+        value: Tensor = getattr(self, name)
+        return (value * (1 << PLACES[name])).round().clamp(-limit, limit)
 
     def rounded(self, name: str) -> Tensor:
         """Return a tensor as it will be, with gradients."""
-        return _through(self.integer(name) / (1 << PLACES[name]), getattr(self, name))
+        value: Tensor = getattr(self, name)
+        return _through(self.integer(name) / (1 << PLACES[name]), value)
 
     def forward(self, seen: Tensor, band: Tensor) -> Tensor:
         """Map vectors of what came before ``[N, slots * WIDTH]`` and bands ``[N]`` to logits ``[N, size]``."""
@@ -104,9 +106,10 @@ class PriorNet(nn.Module):
             band: of each place, without the margin.
             remembered: how many steps before it are known.
         """
-        vectors = [layers.rounded("embedding") for layers in self.streams]
+        nets = self._nets()
+        vectors = [layers.rounded("embedding") for layers in nets]
         bits = []
-        for q, layers in zip(STREAMS, self.streams, strict=True):
+        for q, layers in zip(STREAMS, nets, strict=True):
             seen = []
             for other, dt, db in SLOTS[q]:
                 codes = grids[other][step + dt, band + MARGIN + db]
@@ -118,11 +121,14 @@ class PriorNet(nn.Module):
         semantic, acoustic = bits
         return semantic, acoustic
 
+    def _nets(self) -> list[LayersNet]:
+        return [layers for layers in self.streams if isinstance(layers, LayersNet)]
+
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the integers, as :func:`semanticodec.wire.prior.parse` takes them."""
         return {
             f"{q}.{name}": layers.integer(name).detach().cpu().numpy().astype(np.int32 if name in WIDE else np.int8)
-            for q, layers in enumerate(self.streams)
+            for q, layers in enumerate(self._nets())
             for name in TENSORS
         }
 

@@ -123,8 +123,8 @@ def _shortest(encoder: Any) -> bytes:
     words = encoder.get_compressed()
     position, (low, span) = encoder.pos()
     octets = _WORD * (position + 2)
-    point = int.from_bytes(words.astype(">u4").tobytes().ljust(octets, b"\0"), "big")
-    begin = point - (point - low) % (1 << 8 * 2 * _WORD)
+    point: int = int.from_bytes(words.astype(">u4").tobytes().ljust(octets, b"\0"), "big")
+    begin: int = point - (point - low) % (1 << 8 * 2 * _WORD)
     for size in range(octets + 1):
         unit = 1 << 8 * (octets - size)
         found = -(-begin // unit)
