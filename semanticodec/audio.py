@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator
 from numbers import Integral
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import soundfile
 import soxr
 import torch
-import torchaudio
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,8 +31,8 @@ FBANK_MEAN, FBANK_SCALE = -4.2677393, 2 * 4.5689974
 PADDING_ROW = -FBANK_MEAN / FBANK_SCALE
 """Value of a row that stands for no audio at all."""
 MEL_16K = MelConfig()
-STFT_FLOOR = 1e-9
-"""Added to the power before a mel's square root."""
+STFT_FLOOR = 1e-18
+"""Added to the power before a mel's square root, which has no gradient at 0; far below the logarithm's own floor."""
 LOG_FLOOR = 1.1920929e-07
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
 """Sample rates in Hz that are resampled; a file whose header says otherwise is damaged, or meant to fill memory."""
@@ -389,44 +389,63 @@ def fbank_windows(pieces: Iterable[Tensor], context: int, block: int, *, mark_en
 
 @functools.cache
 def slaney_filters(mel: MelConfig = MEL_16K) -> Tensor:
-    """Return Slaney-normalised mel filters over the bins of the FFT, ``[n_fft / 2 + 1, bins]``."""
-    result: Tensor = torchaudio.functional.melscale_fbanks(
-        mel.n_fft // 2 + 1, mel.fmin, mel.fmax, mel.bins, mel.sample_rate, norm="slaney", mel_scale="slaney"
-    )
-    return result
+    """Return Slaney-normalised mel filters over the bins of the FFT, ``[n_fft / 2 + 1, bins]``.
+
+    Source: Slaney's Auditory Toolbox (1998), linear below 1 kHz; float64 rounded once, as published.  torchaudio's are
+    computed in float32, which at 48 kHz changes the log-mel of quiet bins in the third digit.
+    """
+
+    def scale(hertz: float) -> float:
+        return 3 * hertz / 200 if hertz < 1000 else 15 + 27 * math.log(hertz / 1000) / math.log(6.4)
+
+    points = np.linspace(scale(mel.fmin), scale(mel.fmax), mel.bins + 2)
+    edges = np.where(points < 15, 200 * points / 3, 1000 * 6.4 ** ((points - 15) / 27))
+    bins = np.linspace(0, mel.sample_rate / 2, mel.n_fft // 2 + 1)[:, None]
+    rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    triangles = np.maximum(0, np.minimum(rise, fall)) * 2 / (edges[2:] - edges[:-2])
+    return torch.from_numpy(triangles.astype(np.float32))
 
 
-def stft_magnitude(wave: Tensor, mel: MelConfig = MEL_16K) -> Tensor:
+Framing = Literal["hifigan", "tacotron"]
+"""Where rows lie: row t centred on sample ``hop * (t + 1/2)``, as the autoencoders were trained; or on ``hop * t``, one
+row more, as AudioLDM, AudioLDM 2 and MusicLDM read the sounds they edit."""
+
+
+def stft_magnitude(wave: Tensor, mel: MelConfig = MEL_16K, framing: Framing = "hifigan") -> Tensor:
     """Compute the magnitudes that :func:`log_mel` sums up.
 
     Args:
-        wave: ``[batch, samples]`` at ``mel.sample_rate``, more than ``(n_fft - hop) / 2`` samples.
+        wave: ``[batch, samples]`` at ``mel.sample_rate``, more than ``n_fft / 2`` samples.
         mel: says how.
+        framing: where rows lie.
 
     Returns:
-        ``[batch, samples // hop, n_fft / 2 + 1]``; row t is centred on sample ``hop * (t + 1/2)``.
+        ``[batch, samples // hop, n_fft / 2 + 1]``, one row more for "tacotron".
     """
-    margin = (mel.n_fft - mel.hop) // 2
+    margin = (mel.n_fft - mel.hop if framing == "hifigan" else mel.n_fft) // 2
+    rows = wave.shape[-1] // mel.hop + (framing == "tacotron")
     padded = functional.pad(wave[:, None], (margin, margin), mode="reflect")[:, 0]
-    frames = padded.unfold(-1, mel.n_fft, mel.hop)[:, : wave.shape[-1] // mel.hop]
+    frames = padded.unfold(-1, mel.n_fft, mel.hop)[:, :rows]
     spectrum = torch.fft.rfft(frames * _hann(mel.n_fft).to(wave))
     result: Tensor = (spectrum.real.square() + spectrum.imag.square() + STFT_FLOOR).sqrt()
     return result
 
 
-def log_mel(wave: Tensor, mel: MelConfig = MEL_16K) -> Tensor:
+def log_mel(wave: Tensor, mel: MelConfig = MEL_16K, framing: Framing = "hifigan") -> Tensor:
     """Compute the decoder's log-mel spectrogram.
 
     Args:
-        wave: ``[batch, samples]`` at ``mel.sample_rate``, more than ``(n_fft - hop) / 2`` samples.
+        wave: ``[batch, samples]`` at ``mel.sample_rate``, more than ``n_fft / 2`` samples.
         mel: says how.
+        framing: where rows lie.
 
     Returns:
-        ``[batch, samples // hop, bins]``: natural logarithm of Slaney-normalised mel magnitudes, at least ln(1e-5);
-        row t is centred on sample ``hop * (t + 1/2)``.
+        ``[batch, samples // hop, bins]``, one row more for "tacotron": natural logarithm of Slaney-normalised mel
+        magnitudes, at least ln(1e-5).
 
     Source: the mel of HiFi-GAN's training code (at 16 kHz FFT and window 1024, hop 160, 0-8000 Hz), which AudioLDM and
     AudioSR inherited.
     """
-    result: Tensor = (stft_magnitude(wave, mel) @ slaney_filters(mel).to(wave)).clamp_min(1e-5).log()
+    result: Tensor = (stft_magnitude(wave, mel, framing) @ slaney_filters(mel).to(wave)).clamp_min(1e-5).log()
     return result

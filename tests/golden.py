@@ -61,7 +61,10 @@ class Goldens:
 
     def fill(self, module: nn.Module, name: str, prefix: str) -> None:
         """Give ``module`` the synthetic weights of a manifest, which must be exactly its own tensors."""
-        module.load_state_dict({e["key"]: torch.from_numpy(self.synth.fill(e)) for e in self.manifest(name, prefix)})
+        # The rules take the whole published key.
+        keys = [entry["key"] for entry in self.manifest(name, prefix)]
+        filled = (torch.from_numpy(self.synth.fill(entry)) for entry in self.entries(name))
+        module.load_state_dict(dict(zip(keys, filled, strict=True)))
 
     def load(self, module: nn.Module, *names: str) -> None:
         """Fill a codec (or its half) built on the meta device with manifests, by the checkpoints' own key map."""

@@ -26,6 +26,7 @@ from . import novelty
 from .bench import app as bench
 from .edit import app as edit
 from .jobs import ENDING, FORMATS, Job, Precision, Work, complain, find, plan, user_errors
+from .models import models
 from .tokenize import tokenize
 from .upsample import upsample
 
@@ -248,6 +249,7 @@ def serve(context: typer.Context) -> None:
 app.command()(tokenize)
 app.command()(novelty.novelty)
 app.command()(upsample)
+app.command()(models)
 
 
 def main() -> None:
