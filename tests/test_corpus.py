@@ -15,19 +15,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
+import poison
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 import tiny
 import torch
+from typer.testing import CliRunner
 
 from semanticodec.audio import fbank_windows
+from semanticodec.cli import app
 from semanticodec.config import COLUMN
 from semanticodec.corpus import CorpusOptions, inputs, local, reading, tokenize_corpus, verify_corpus
 from semanticodec.corpus.encoding import WindowEncoder
-from semanticodec.corpus.records import Assembler, Event, Finished, Item, Span, printable, schema, unprintable
+from semanticodec.corpus.records import (
+    Assembler,
+    Event,
+    Finished,
+    Item,
+    ItemDone,
+    RowFacts,
+    Span,
+    printable,
+    schema,
+    unprintable,
+)
 from semanticodec.corpus.shards import Committer, Output
 from semanticodec.corpus.worker import Tokeniser, Work, read_ahead
 from semanticodec.errors import ConfigError, CorruptedError, SemantiCodecError
@@ -234,8 +249,6 @@ def encode(codec: Any, waves: list[np.ndarray], seconds: float, *, features: boo
             spans = list(reading.cut_spans(iter([torch.from_numpy(wave)[None]]), codec.config))
             for number, (part, end) in enumerate(spans):
                 yield Span(index, 0, number, part[0].numpy(), end)
-            from semanticodec.corpus.records import ItemDone, RowFacts
-
             yield RowFacts(index, 0, len(spans), RATE, len(wave), 0, 0, "", "")
             yield ItemDone(index, 1)
 
@@ -677,43 +690,18 @@ def test_options_that_make_no_sense():
         tokenize_corpus([], "nowhere")
 
 
-POISON = """
-import os, signal
-from fsspec.implementations.local import LocalFileSystem
-
-class Poison(LocalFileSystem):
-    protocol = "poison"
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(str(path).removeprefix("poison://"))
-
-    def _open(self, path, *args, **kwargs):
-        if "poison" in os.path.basename(path):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super()._open(path, *args, **kwargs)
-"""
-
-
 @pytest.fixture
-def poison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system poison:// whose files named poison kill the process that opens them."""
-    folder = tmp_path / "plugin"
-    about = folder / "poisonfs-1.dist-info"
-    about.mkdir(parents=True)
-    (folder / "poisonfs.py").write_text(POISON)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: poisonfs\nVersion: 1\n")
-    (about / "entry_points.txt").write_text("[fsspec.specs]\npoison = poisonfs:Poison\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.syspath_prepend(str(folder))
-    import fsspec
-
+def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let poison:// be known here and in the workers."""
+    folder = poison.install(tmp_path / "plugin")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.syspath_prepend(folder)
     fsspec.register_implementation("poison", "poisonfs.Poison", clobber=True)
     yield
     sys.modules.pop("poisonfs", None)
 
 
-@pytest.mark.usefixtures("poison")
+@pytest.mark.usefixtures("poisoned")
 def test_workers_that_die_take_nothing_with_them(clips: Path, tokeniser: Tokeniser):
     (clips / "poison.wav").write_bytes(wav(2_000))
     items = list(inputs.find_items([f"poison://{clips}"]))
@@ -735,10 +723,6 @@ def test_errors_of_workers_reach_the_caller():
 
 
 def test_the_command_line(clips: Path, tmp_path: Path):
-    from typer.testing import CliRunner
-
-    from semanticodec.cli import app
-
     runner = CliRunner()
     out = tmp_path / "out"
     (clips / "bad.wav").write_bytes(b"")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
@@ -108,7 +109,8 @@ def _run_wave(wave: list[tuple[int, list[Item]]], options: CorpusOptions) -> Ite
     assemblers = {chunk: Assembler(chunk, items, config, keep_features=work.keep_features) for chunk, items in wave}
     for batch in _pipeline(wave, how, work, options).iter_batches(batch_size=None, batch_format="pyarrow"):
         touched = set()
-        for row in batch.to_pylist():
+        rows: list[dict[str, Any]] = batch.to_pylist()  # type: ignore[union-attr]
+        for row in rows:
             # An actor that died may have delivered what its successor delivers again.
             if row["chunk"] in assemblers:
                 assemblers[row["chunk"]].add(_event(row))
@@ -127,8 +129,9 @@ def _pipeline(wave: list[tuple[int, list[Item]]], how: Reading, work: Work, opti
     ]
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
     pool = ActorPoolStrategy(min_size=1, max_size=options.encoders or (cores if on_cpu else None))
+    decode: Any = _decode  # Ray's types know no Arrow tables
     decoded = ray.data.from_arrow(tables).map_batches(
-        _decode,
+        decode,
         batch_size=None,
         batch_format="pyarrow",
         fn_args=(how, ledger),
@@ -162,7 +165,7 @@ class _Ledger:
 def _decode(table: pa.Table, how: Reading, ledger: Any) -> Iterator[pa.Table]:
     """Turn the items of chunks into spans and facts."""
     for chunk in sorted(set(table.column("chunk").to_pylist())):
-        mine = table.filter(pa.compute.equal(table.column("chunk"), chunk))
+        mine = table.filter(pc.equal(table.column("chunk"), chunk))
         items = from_table(mine.drop_columns(["chunk"]))
         fresh = ray.get(ledger.begin.remote(chunk)) == 1
         for event in read_all(items, how) if fresh else read_apart(items, how):

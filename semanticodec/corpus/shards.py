@@ -246,8 +246,9 @@ def _weight(finished: Finished) -> int:
     """Return about how many bytes the rows take: a function of nothing but what they say."""
     table = finished.rows
     features = table.column("features").combine_chunks() if "features" in table.column_names else None
-    frames = pc.sum(table.column("frames")).as_py() or 0
-    return int(4 * frames) + ROW_BYTES * table.num_rows + (0 if features is None else 2 * len(features.flatten()))
+    frames: int = pc.sum(table.column("frames")).as_py() or 0
+    kept: int = 0 if features is None else len(features.flatten())
+    return 4 * frames + ROW_BYTES * int(table.num_rows) + 2 * kept
 
 
 def read_failures(output: Output, shards: int) -> pa.Table:

@@ -140,7 +140,8 @@ def main() -> None:
         work: Work | Reading = pipe.recv()
         if isinstance(work, Reading):
             while True:
-                for event in read(*pipe.recv(), work):
+                index, item = pipe.recv()
+                for event in read(index, item, work):
                     pipe.send(event)
         tokeniser = Tokeniser(work)
         pipe.send(None)

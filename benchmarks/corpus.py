@@ -1,0 +1,309 @@
+"""Corpus tokenisation: throughput beside the bare encoder's, memory, many small files, one long file, kills.
+
+``python -m benchmarks.corpus throughput kills tiny memory long --write``
+
+``throughput`` wants a quiet machine; ``memory`` and ``long`` replace the networks by a stand-in that returns zeros, as
+they measure what the pipeline keeps, and say so in their results.
+"""
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow.parquet as pq
+import soundfile
+import torch
+
+from semanticodec import SemantiCodec
+from semanticodec.audio import load, resample
+from semanticodec.corpus import CorpusOptions, local, run, tokenize_corpus
+from semanticodec.corpus.records import Finished, Item
+from semanticodec.corpus.worker import Tokeniser, Work
+
+from .measure import ROOT, machine
+
+RESULTS = Path(__file__).parent / "results"
+AUDIO = ROOT.parent / "shared" / "audio" / "dev"
+RATE = 16_000
+
+
+def recordings(minutes: float) -> list[np.ndarray]:
+    """Return development recordings, mono at 16 kHz, over and over until there are so many minutes."""
+    waves: list[np.ndarray] = []
+    for file in sorted(AUDIO.rglob("*.flac")) or sorted(AUDIO.rglob("*.wav")):
+        wave, rate = load(file)
+        waves.append(resample(wave.mean(0), rate, RATE).numpy())
+    total, once = 0, list(waves)
+    waves = []
+    while total < minutes * 60 * RATE:
+        waves.append(once[len(waves) % len(once)])
+        total += len(waves[-1])
+    return waves
+
+
+def _bare(waves: list[np.ndarray], model: str, start: Any, times: Any) -> None:
+    torch.set_num_threads(1)
+    codec = SemantiCodec.from_pretrained(model, parts="encoder")
+    codec.encode([torch.from_numpy(waves[0])], RATE)
+    start.wait()
+    begin = time.monotonic()
+    for at in range(0, len(waves), 64):
+        codec.encode([torch.from_numpy(wave) for wave in waves[at : at + 64]], RATE)
+    times.put((begin, time.monotonic()))
+
+
+def throughput(model: str, minutes: float, workers: int, folder: Path) -> dict[str, Any]:
+    """Compare the pipeline, from FLAC files to shards, with encoding samples in memory in as many processes."""
+    waves = recordings(minutes)
+    seconds = sum(map(len, waves)) / RATE
+    for index, wave in enumerate(waves):
+        soundfile.write(folder / f"{index:05d}.flac", wave, RATE)
+
+    def bare() -> float:
+        context = multiprocessing.get_context("spawn")
+        start, times = context.Barrier(workers), context.Queue()
+        jobs = [
+            context.Process(target=_bare, args=(waves[part::workers], model, start, times)) for part in range(workers)
+        ]
+        for job in jobs:
+            job.start()
+        spans = [times.get() for _ in jobs]
+        for job in jobs:
+            job.join()
+        return seconds / (max(end for _, end in spans) - min(begin for begin, _ in spans))
+
+    def pipeline(out: Path) -> tuple[float, float]:
+        seen: list[tuple[float, float]] = []
+        begin = time.monotonic()
+        options = CorpusOptions(model=model, workers=workers)
+        tokenize_corpus([folder], out, options=options, progress=lambda p: seen.append((time.monotonic(), p.seconds)))
+        whole = seconds / (time.monotonic() - begin)
+        (first, before), (last, after) = seen[1], seen[-1]
+        return whole, (after - before) / (last - first)
+
+    rates = [bare()]
+    whole, steady = pipeline(folder / "out")
+    rates.append(bare())
+    mean = sum(rates) / 2
+    return {
+        "model": model,
+        "hours_of_sound": seconds / 3600,
+        "processes": workers,
+        "bare_hours_per_hour": [round(rate, 2) for rate in rates],
+        "pipeline_hours_per_hour": round(steady, 2),
+        "pipeline_hours_per_hour_with_start": round(whole, 2),
+        "pipeline_over_bare": round(steady / mean, 3),
+    }
+
+
+# --- in this process ----------------------------------------------------------------------------------------------
+
+
+class StandIn(Tokeniser):
+    """A tokeniser whose networks cost nothing: everything but the codes is real."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        codec = self._encoder._codec
+        frames = codec.config.coded_columns // codec.config.stack[0] * codec.config.group
+        codec.window_features = lambda windows: torch.zeros(len(windows), 1, 1)  # type: ignore[method-assign]
+        zeros = functools.partial(torch.zeros, dtype=torch.int64)
+        codec.quantise = lambda _, windows: zeros(len(windows), 2, frames)  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def in_process(kind: type[Tokeniser], told: list[float] | None = None) -> Iterator[None]:
+    """Make the local engine work in this process, so that its memory is all there is."""
+
+    def run(chunks: Iterator[tuple[int, list[Item]]], works: list[Work]) -> Iterator[Finished]:
+        tokeniser = kind(works[0])
+        for chunk, items in chunks:
+            yield tokeniser.run(chunk, items)
+            if told is not None:
+                told.append(resident())
+
+    with mock.patch.object(local, "run", run):
+        yield
+
+
+def resident() -> float:
+    """Return the resident memory of this process in MiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise OSError("no VmRSS in /proc/self/status")
+
+
+def memory(model: str, hours: float, folder: Path) -> dict[str, Any]:
+    """Tokenise many hours of sound of mixed lengths with a stand-in for the networks and watch the memory."""
+    generator = np.random.default_rng(0)
+    lengths = np.exp(generator.uniform(np.log(0.2), np.log(1800), 40))
+    for index, length in enumerate(lengths):
+        soundfile.write(folder / f"{index:02d}.wav", generator.normal(0, 0.1, int(length * RATE)), RATE)
+    total, lines = 0.0, []
+    while total < hours * 3600:
+        index = int(generator.integers(len(lengths)))
+        lines.append(json.dumps({"path": f"{index:02d}.wav", "id": f"{len(lines)}"}))
+        total += float(lengths[index])
+    (folder / "list.jsonl").write_text("\n".join(lines))
+    told: list[float] = []
+    begin = time.monotonic()
+    options = CorpusOptions(model=model, shard_mb=4)
+    with in_process(StandIn, told):
+        statistics = tokenize_corpus([folder / "list.jsonl"], folder / "out", options=options)
+    tenth = max(1, len(told) // 10)
+    return {
+        "networks": "stand-in",
+        "hours": statistics["hours"],
+        "rows": statistics["rows"],
+        "shards": statistics["shards"],
+        "longest_seconds": float(lengths.max()),
+        "minutes": round((time.monotonic() - begin) / 60, 2),
+        "resident_mib": {
+            "first_tenth_max": round(max(told[:tenth]), 1),
+            "last_tenth_max": round(max(told[-tenth:]), 1),
+            "max": round(max(told), 1),
+        },
+    }
+
+
+def long(model: str, hours: float, folder: Path) -> dict[str, Any]:
+    """Tokenise one long file with a stand-in for the networks."""
+    generator = np.random.default_rng(0)
+    minute = generator.normal(0, 0.1, 60 * RATE).astype(np.float32)
+    with soundfile.SoundFile(folder / "long.wav", "w", RATE, 1, "PCM_16") as file:
+        for _ in range(int(hours * 60)):
+            file.write(minute)
+    before = resident()
+    begin = time.monotonic()
+    with in_process(StandIn):
+        statistics = tokenize_corpus([folder / "long.wav"], folder / "out", options=CorpusOptions(model=model))
+    seconds = time.monotonic() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    (row,) = pq.read_table(folder / "out" / "data", columns=["frames"]).to_pylist()
+    return {
+        "networks": "stand-in",
+        "hours": statistics["hours"],
+        "frames": row["frames"],
+        "resident_mib_before": round(before, 1),
+        "resident_mib_peak": round(peak, 1),
+        "minutes": round(seconds / 60, 2),
+    }
+
+
+def tiny(model: str, files: int, workers: int, folder: Path) -> dict[str, Any]:
+    """Tokenise many files of a tenth of a second."""
+    generator = np.random.default_rng(0)
+    for index in range(files):
+        place = folder / f"{index // 1000:03d}"
+        place.mkdir(exist_ok=True)
+        soundfile.write(place / f"{index:06d}.wav", generator.normal(0, 0.1, RATE // 10), RATE)
+    begin = time.monotonic()
+    options = CorpusOptions(model=model, workers=workers)
+    statistics = tokenize_corpus([folder], folder / "out", options=options)
+    seconds = time.monotonic() - begin
+    return {
+        "files": files,
+        "rows": statistics["rows"],
+        "failures": statistics["failures"],
+        "duplicate_ids": statistics["duplicate_ids"],
+        "seconds": round(seconds, 1),
+        "files_per_second": round(files / seconds, 1),
+    }
+
+
+def contents(folder: Path) -> str:
+    """Return one hash of everything in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        digest.update(str(file.relative_to(folder)).encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def kills(model: str, points: int, folder: Path) -> dict[str, Any]:
+    """Kill a run at random moments, resume it, and compare the contents with those of an undisturbed run."""
+    sounds = folder / "sounds"
+    sounds.mkdir()
+    for index, wave in enumerate(recordings(6)):
+        soundfile.write(sounds / f"{index:04d}.flac", wave, RATE)
+    options = CorpusOptions(model=model, shard_mb=0.02)
+    torch.set_num_threads(1)
+
+    def child(out: Path) -> int:
+        pid = os.fork()
+        if pid == 0:
+            run.CHUNK_ITEMS = 4
+            with in_process(Tokeniser):
+                tokenize_corpus([sounds], out, options=options, resume=True)
+            os._exit(0)
+        return pid
+
+    begin = time.monotonic()
+    os.waitpid(child(folder / "whole"), 0)
+    duration = time.monotonic() - begin
+    expected = contents(folder / "whole")
+    generator = random.Random(0)
+    equal, stages = 0, {"listing": 0, "parts": 0, "shards": 0, "finished": 0}
+    for point in range(points):
+        out = folder / f"cut{point}"
+        pid = child(out)
+        time.sleep(generator.uniform(0, duration))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        done = list((out / "done").glob("*.json"))
+        parts = list((out / "_work" / "parts").glob("[0-9]*"))
+        finished = (out / "manifest.json").exists()
+        stages["finished" if finished else "shards" if done else "parts" if parts else "listing"] += 1
+        os.waitpid(child(out), 0)
+        equal += contents(out) == expected
+        shutil.rmtree(out)
+    return {"points": points, "byte_identical": equal, "killed_while": stages, "run_seconds": round(duration, 2)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is asked for, print, and with ``--write`` keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=["throughput", "memory", "long", "tiny", "kills"])
+    parser.add_argument("--model", default="mini-100")
+    parser.add_argument("--minutes", type=float, default=60, help="sound for throughput")
+    parser.add_argument("--hours", type=float, default=100, help="sound for memory")
+    parser.add_argument("--long-hours", type=float, default=10)
+    parser.add_argument("--files", type=int, default=10_000, help="for tiny")
+    parser.add_argument("--points", type=int, default=50, help="for kills")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}/ as JSON")
+    options = parser.parse_args(arguments)
+    runs = {
+        "throughput": lambda folder: throughput(options.model, options.minutes, options.workers, folder),
+        "memory": lambda folder: memory(options.model, options.hours, folder),
+        "long": lambda folder: long(options.model, options.long_hours, folder),
+        "tiny": lambda folder: tiny(options.model, options.files, options.workers, folder),
+        "kills": lambda folder: kills(options.model, options.points, folder),
+    }
+    for part in options.parts:
+        with tempfile.TemporaryDirectory(prefix=f"corpus-{part}-") as folder:
+            found = runs[part](Path(folder))
+        result = {"machine": machine(), "load": os.getloadavg()[0], part: found}
+        print(json.dumps(result, indent=2))
+        if options.write:
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"corpus-{part}.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""A file system whose files named poison kill the process that opens them, known to fsspec in every process.
+
+What makes a decoder crash differs from one libsndfile to the next; SIGKILL does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SOURCE = """
+import os, signal
+from fsspec.implementations.local import LocalFileSystem
+
+class Poison(LocalFileSystem):
+    protocol = "poison"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("poison://"))
+
+    def unstrip_protocol(self, name):
+        return "poison://" + self._strip_protocol(name)
+
+    def _open(self, path, *args, **kwargs):
+        if "poison" in os.path.basename(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._open(path, *args, **kwargs)
+"""
+
+
+def install(folder: Path) -> str:
+    """Write the plugin; processes that have the folder on their PYTHONPATH know ``poison://``."""
+    about = folder / "poisonfs-1.dist-info"
+    about.mkdir(parents=True)
+    (folder / "poisonfs.py").write_text(SOURCE)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: poisonfs\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[fsspec.specs]\npoison = poisonfs:Poison\n")
+    return str(folder)
