@@ -71,7 +71,8 @@ class TokenDataset(IterableDataset[dict[str, Tensor]]):
         """Look at the shards of a corpus.
 
         Args:
-            folder: local or an fsspec URL; every ``*.parquet`` file in it but ``failures.parquet`` is a shard.
+            folder: local or an fsspec URL; every ``*.parquet`` file in its folder ``data``, or else in itself, but
+                ``failures.parquet`` is a shard.
             vocabulary: turns codes into tokens.
             length: tokens per block; in the layout ``delay`` columns.
             seed: of the shuffling; None reads in the order of the shards.
@@ -100,7 +101,8 @@ class TokenDataset(IterableDataset[dict[str, Tensor]]):
         self.vocabulary, self.length, self.seed, self.epochs = vocabulary, length, seed, epochs
         self.rank, self.world, self.keep = rank, world, keep
         self._files, root = fsspec.core.url_to_fs(str(folder))
-        names = sorted(name for name in self._files.glob(f"{root}/*.parquet") if not name.endswith(f"/{FAILURES}"))
+        found = self._files.glob(f"{root}/data/*.parquet") or self._files.glob(f"{root}/*.parquet")
+        names = sorted(name for name in found if not name.endswith(f"/{FAILURES}"))
         self._units = [_Unit(name, group) for name in names for group in range(self._row_groups(name))]
         if not self._units:
             raise ConfigError(f"{folder} holds no recordings in *.parquet; make some with `semanticodec tokenize`")

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 from semanticodec.audio import fbank_windows
 from semanticodec.cli import app
-from semanticodec.config import COLUMN
+from semanticodec.config import COLUMN, preset
 from semanticodec.corpus import CorpusOptions, inputs, local, reading, tokenize_corpus, verify_corpus
 from semanticodec.corpus.encoding import WindowEncoder
 from semanticodec.corpus.records import (
@@ -45,7 +45,9 @@ from semanticodec.corpus.records import (
 )
 from semanticodec.corpus.shards import Committer, Output
 from semanticodec.corpus.worker import Tokeniser, Work, read_ahead
+from semanticodec.datasets import TokenDataset
 from semanticodec.errors import ConfigError, CorruptedError, SemantiCodecError
+from semanticodec.tokens import Vocabulary
 
 WORK = Work("mini-25", None, "cpu", "float32", 5.12, 0, "downmix", vad=False, keep_features=False)
 RATE = 16_000
@@ -555,6 +557,8 @@ def test_a_corpus_loads_everywhere(clips: Path, tmp_path: Path, monkeypatch: pyt
     assert loaded["semantic"][:] == codes
     frame = pandas.concat([pandas.read_parquet(file) for file in sorted((out / "data").iterdir())])
     assert [list(one) for one in frame["semantic"]] == codes
+    packed = TokenDataset(out, Vocabulary.of(preset("mini-25"), "flat"), 16, epochs=1)
+    assert len(list(packed)) > 1
     with duckdb.connect() as connection:
         found = connection.execute(f"SELECT semantic FROM '{out}/data/*.parquet'").fetchall()
         assert [one for (one,) in found] == codes
