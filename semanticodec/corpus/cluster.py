@@ -86,8 +86,10 @@ def _connected(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(options: CorpusOptions) -> Iterator[None]:
-    """Set what Ray Data takes from the context, for a while."""
+    """Set what Ray Data takes from its context, and let it say no more than errors, for a while."""
     context = DataContext.get_current()
+    logger = logging.getLogger("ray.data")
+    level = logger.level
     wanted = {
         "enable_progress_bars": False,
         "target_max_block_size": max(SMALLEST_BLOCK, int(4 * options.seconds * SAMPLE_RATE * 4)),
@@ -95,9 +97,11 @@ def _quiet(options: CorpusOptions) -> Iterator[None]:
     before = {name: getattr(context, name) for name in wanted}
     for name, value in wanted.items():
         setattr(context, name, value)
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        logger.setLevel(level)
         for name, value in before.items():
             setattr(context, name, value)
 
