@@ -85,7 +85,7 @@ def throughput(model: str, minutes: float, workers: int, folder: Path) -> dict[s
         spans = [times.get() for _ in jobs]
         for job in jobs:
             job.join()
-        return seconds / (max(end for _, end in spans) - min(begin for begin, _ in spans))
+        return float(seconds / (max(end for _, end in spans) - min(begin for begin, _ in spans)))
 
     def pipeline(out: Path) -> tuple[float, float]:
         seen: list[tuple[float, float]] = []
@@ -123,7 +123,7 @@ class StandIn(Tokeniser):
         frames = codec.config.coded_columns // codec.config.stack[0] * codec.config.group
         codec.window_features = lambda windows: torch.zeros(len(windows), 1, 1)  # type: ignore[method-assign]
         zeros = functools.partial(torch.zeros, dtype=torch.int64)
-        codec.quantise = lambda _, windows: zeros(len(windows), 2, frames)  # type: ignore[method-assign]
+        codec.quantise = lambda patches, windows: zeros(len(windows), 2, frames)  # type: ignore[method-assign]  # noqa: ARG005
 
 
 @contextlib.contextmanager
@@ -155,7 +155,8 @@ def memory(model: str, hours: float, folder: Path) -> dict[str, Any]:
     lengths = np.exp(generator.uniform(np.log(0.2), np.log(1800), 40))
     for index, length in enumerate(lengths):
         soundfile.write(folder / f"{index:02d}.wav", generator.normal(0, 0.1, int(length * RATE)), RATE)
-    total, lines = 0.0, []
+    total = 0.0
+    lines: list[str] = []
     while total < hours * 3600:
         index = int(generator.integers(len(lengths)))
         lines.append(json.dumps({"path": f"{index:02d}.wav", "id": f"{len(lines)}"}))
