@@ -336,6 +336,8 @@ def test_our_own_codec_at_measured_bits(audio: Path):
     assert coded.codes is not None
     assert coded.net_bits == coded.codes.shape[1] * 25
     assert coded.data[:3] == b"SCD"
+    assert coded.entropy_bits is not None
+    assert 0.5 * coded.net_bits < coded.entropy_bits < 1.2 * coded.net_bits
     assert len(codec.decode(coded, clip)) == len(clip.wave)
     assert codec.about().delay == pytest.approx(0.395, abs=1e-3)
     assert codec.pool(coded.codes).ndim == 1

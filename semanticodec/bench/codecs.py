@@ -19,7 +19,7 @@ from ..codec import SemantiCodec
 from ..config import PRESETS, SAMPLE_RATE, preset
 from ..diffusion import SamplerOptions
 from ..errors import CheckpointError, SemantiCodecError
-from ..wire import messages
+from ..wire import entropy, messages, prior
 from .clips import ENDINGS, Clip, Wave, read
 
 MESSAGE = 0.32
@@ -132,7 +132,7 @@ class Semanticodec:
 
         codec, options = loaded(self)
         config = codec.config
-        steps = options.steps or config.decoder.steps
+        steps = options.steps or config.decoder.latent.steps
         what = f"{config.token_rate} tokens/s, {steps} solver step{'s' * (steps > 1)}, seed {self.seed}"
         family = "mini" if config.name.startswith("mini") else "SemantiCodec"
         return About(
@@ -146,7 +146,7 @@ class Semanticodec:
 
     def fingerprint(self) -> str:
         """Name the weights' files and this package's code by their content."""
-        return "/".join((self.name, str(self.seed), _content(self._files()), _code()))
+        return "/".join((self.name, str(self.seed), _content(self._files()), _code(), str(prior.presets())))
 
     def encode(self, clip: Clip) -> Coded:
         """Code into a ``.scodec`` file."""
@@ -155,7 +155,16 @@ class Semanticodec:
         file = io.BytesIO()
         header = wire.Header.of(codec.config, codec.weights_hash, SAMPLE_RATE, 1, len(clip.wave))
         wire.write_codes(file, header, codes)
-        return Coded(file.getvalue(), codes.shape[2] * sum(codec.config.code_bits), codes[0])
+        net = codes.shape[2] * sum(codec.config.code_bits)
+        return Coded(file.getvalue(), net, codes[0], self._entropy_bits(header, codes))
+
+    def _entropy_bits(self, header: wire.Header, codes: NDArray[np.int64]) -> float | None:
+        """Count bits of the shipped prior's range coding, in segments as files have them; None without a prior."""
+        if self.folder is not None or self.preset not in prior.presets():
+            return None
+        book, size = prior.current(self.preset), header.segment_frames
+        starts = range(0, codes.shape[2], size)
+        return 8 * sum(len(entropy.encode(book, codes[:, :, start : start + size], start)) for start in starts)
 
     def decode(self, coded: Coded, clip: Clip) -> Wave:
         """Decode the codes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -41,6 +42,7 @@ def hang(results: Results, clips: Iterable[Clip], cache: Path, folder: Path, eac
         folder: gets ``gallery/CLIP/SYSTEM.flac``.
         each: clips of each kind, the first that last long enough.
     """
+    shutil.rmtree(folder / "gallery", ignore_errors=True)  # of an earlier run
     for kind in results.kinds:
         long = [clip for clip in clips if clip.kind == kind and clip.seconds >= SECONDS]
         for clip in long[:each]:
