@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .checkpoints import check_schedule, fill, matched, read_checkpoint
 from .conditioners.config import PROMPTS
-from .conditioners.keys import prompt_rules
+from .conditioners.keys import differing_copies, prompt_rules
 from .conditioners.prompts import PromptConditioner
 from .errors import CheckpointError
 from .keymap import DROP, Rule, apply_rules, dotted_averages, latent_rules
@@ -172,7 +172,14 @@ def load_system(
     with torch.device("meta"):
         model = SystemModel(system, prompts=prompts)
     rules = system_rules(system, which, prompts=prompts)
-    found, unmapped = apply_rules(rules, read(system, path, model.latent), {"latent", "prompts"})
+    tensors = read(system, path, model.latent)
+    if prompts and (differing := differing_copies(tensors)):
+        warnings.warn(
+            f"{path} holds an encoder twice with different weights ({len(differing)} tensors, such as {differing[0]}); "
+            "the copy for conditioning serves both",
+            stacklevel=2,
+        )
+    found, unmapped = apply_rules(rules, tensors, {"latent", "prompts"})
     found = matched(found, unmapped, model.state_dict(), f"{system.name} in {path}")
     fill(model, found, device=device, dtype=dtype)
     return model.eval().requires_grad_(False)

@@ -3,7 +3,8 @@
 import importlib.util
 import json
 import lzma
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from semanticodec.keymap import OFFICIAL_DECODER, OFFICIAL_ENCODER, apply_rules
+from semanticodec.keymap import OFFICIAL_DECODER, OFFICIAL_ENCODER, Rule, apply_rules
 
 BOUND = 1e-4
 """Largest allowed error of float32 results, relative to the recorded output's standard deviation."""
@@ -177,6 +178,13 @@ def report(terminal: pytest.TerminalReporter) -> None:
     for name, tensors, mapped, unmapped, unfilled in covered:
         dropped = tensors - mapped - unmapped
         terminal.line(f"{name:<44} {tensors:8} {mapped:8} {dropped:8} {unmapped:8} {unfilled:8}")
+
+
+def places(rules: Iterable[Rule], tensors: Mapping[str, Tensor]) -> int:
+    """Return how many tensors of a file go somewhere: one may become several of ours."""
+    compiled = [(re.compile(rule.pattern), rule.target) for rule in rules]
+    targets = (next((target for pattern, target in compiled if pattern.fullmatch(name)), None) for name in tensors)
+    return sum(target is not None for target in targets)
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -198,3 +198,19 @@ def test_says_once_that_weights_are_not_for_commerce(tmp_path: Path, recwarn: py
     free = shrunk("audiosr-speech")
     load_latent(free, write(free, tmp_path / "free"))
     assert not [w for w in recwarn if issubclass(w.category, LicenceWarning)]
+
+
+def test_an_encoder_that_is_there_twice_and_differs(tmp_path: Path) -> None:
+    row = shrunk("audioldm_16k_crossattn_t5")
+    first, second = "cond_stage_models.0.model.", "clap.model."
+
+    def change(state: dict[str, Tensor]) -> None:
+        state |= {f"{first}norm.bias": torch.zeros(2), f"{second}norm.bias": torch.ones(2)}
+
+    path = write(row, tmp_path / row.weights.file, change)
+    with (
+        pytest.warns(LicenceWarning),
+        pytest.warns(UserWarning, match=r"holds an encoder twice .* such as clap\.model\.norm\.bias"),
+        pytest.raises(CheckpointError, match="do not fit"),
+    ):
+        family.load_system(row, path)

@@ -31,11 +31,8 @@ RATE = 16_000
 
 
 @pytest.fixture(scope="module")
-def golden(goldens: Path) -> Goldens:
-    folder = goldens.parent / "ldm"
-    if not (folder / "synth.py").is_file():
-        pytest.skip("the recorded outputs of the latent-diffusion family are not at hand")
-    return Goldens(folder)
+def golden(family: Path) -> Goldens:
+    return Goldens(family)
 
 
 def click_track(bpm: float, seconds: float, first: float) -> tuple[torch.Tensor, Beats]:
@@ -215,4 +212,5 @@ def test_latent_mixup_as_published(golden: Goldens, request: pytest.FixtureReque
             "latent_mixup.z": golden.error(recorded, "latent_mixup.z", z, 12288),
             "latent_mixup.cond_waveform": golden.error(recorded, "latent_mixup.cond_waveform", waves, 12288),
         },
+        part=("musicldm", "latent mixup"),
     )

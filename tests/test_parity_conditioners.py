@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchaudio
-from golden import Goldens, check
+from golden import Goldens, check, places
 from torch import Tensor, nn
 
 from semanticodec.conditioners.audiomae import pool, window
@@ -21,6 +21,7 @@ from semanticodec.conditioners.keys import (
     clap_rules,
     fill,
     phoneme_rules,
+    select,
     sequence_rules,
     t5_rules,
 )
@@ -55,11 +56,8 @@ def inference() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def golden(goldens: Path) -> Goldens:
-    folder = goldens.parent / "ldm"
-    if not (folder / "synth.py").is_file():
-        pytest.skip("the recorded outputs of the latent-diffusion family are not at hand")
-    return Goldens(folder)
+def golden(family: Path) -> Goldens:
+    return Goldens(family)
 
 
 def build(golden: Goldens, name: str, zeros: str = "none") -> nn.Module:
@@ -86,7 +84,7 @@ def deviation(seen: Tensor, recorded: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_every_tensor_has_a_place(golden: Goldens, name: str) -> None:
+def test_every_tensor_has_a_place(golden: Goldens, request: pytest.FixtureRequest, name: str) -> None:
     make, rules = PARTS[name]
     with torch.device("meta"):
         module = make()
@@ -94,11 +92,13 @@ def test_every_tensor_has_a_place(golden: Goldens, name: str) -> None:
         entry["key"]: torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]), device="meta")
         for entry in golden.entries(name)
     }
-    key = next(key for key in reversed(tensors) if key.endswith("weight") and "decoder" not in key)
-    with pytest.raises(CheckpointError, match=r"no place for \['odd'\] \(1\).*nothing for \[\] \(0\).*for \[\] \(0\)"):
-        fill(module, tensors | {"odd": tensors[key]}, rules, device="meta")
-    fill(module, tensors, rules, device="meta")
-    assert all(not p.requires_grad for p in module.parameters())
+    found = select(module, tensors, rules)
+    assert found.keys() == module.state_dict().keys()
+    request.node.user_properties.append(
+        ("coverage", (f"conditioners: {name}", len(tensors), places(rules, tensors), 0, 0))
+    )
+    with pytest.raises(CheckpointError, match=r"without a place in the model: odd\..*not fill: none\..*shapes: none\."):
+        select(module, tensors | {"odd": torch.empty(1, device="meta")}, rules)
 
 
 def test_what_does_not_fit_is_named(golden: Goldens) -> None:
@@ -107,10 +107,10 @@ def test_what_does_not_fit_is_named(golden: Goldens) -> None:
         module = make()
     tensors = {e["key"]: torch.empty(e["shape"], device="meta") for e in golden.entries("phoneme_encoder")}
     lost = tensors.pop("text_encoder.emb.weight")
-    with pytest.raises(CheckpointError, match=r"nothing for \['embed.weight'\] \(1\)"):
-        fill(module, tensors, rules, device="meta")
-    with pytest.raises(CheckpointError, match=r"other shapes for \['embed.weight'\] \(1\)"):
-        fill(module, tensors | {"text_encoder.emb.weight": lost[1:]}, rules, device="meta")
+    with pytest.raises(CheckpointError, match=r"PhonemeEncoder.*not fill: embed\.weight\."):
+        select(module, tensors, rules)
+    with pytest.raises(CheckpointError, match=r"shapes: embed\.weight"):
+        select(module, tensors | {"text_encoder.emb.weight": lost[1:]}, rules)
 
 
 # --- CLAP
@@ -131,7 +131,7 @@ def check_sounds(golden: Goldens, request: pytest.FixtureRequest, clap: CLAP, na
         errors[f"v1.{case}.logmel"] = golden.error(recorded, f"audio_v1.{case}.logmel", log_mel(v1)[:, None], 8192)
         errors[f"v1.{case}"] = deviation(clap.prepared(v1), recorded[f"audio_v1.{case}.embedding"])
         errors[f"v2.{case}"] = deviation(clap.prepared(v2), recorded[f"audio_v2.{case}.embedding"])
-    check(request, errors)
+    check(request, errors, part=("audioldm, musicldm", name))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,10 @@ def test_clap_tiny_hears(golden: Goldens, request: pytest.FixtureRequest, deaf_t
     start = int(recorded["audio_v1.conditioner_16k_C.crop_start"])
     wide = torchaudio.functional.resample(narrow, 16_000, 48_000)
     published = torch.from_numpy(recorded["audio_v1.conditioner_16k_C.embedding"])[0]
-    check(request, {"conditioner_16k_C": deviation(clap.prepared(prepare(wide, start=start)), published.numpy())})
+    heard = clap.prepared(prepare(wide, start=start))
+    check(
+        request, {"conditioner_16k_C": deviation(heard, published.numpy())}, part=("audioldm", "clap_tiny, from 16 kHz")
+    )
     torch.testing.assert_close(clap.audio(narrow, 16_000), clap.prepared(prepare(wide)), rtol=0, atol=1e-5)
 
 
@@ -175,7 +178,7 @@ def test_clap_whole(golden: Goldens, request: pytest.FixtureRequest, name: str) 
         "text.trimmed": deviation(clap.tokens(ids[:, :77], mask[:, :77]), recorded["text.embedding"]),
         "uncond_embedding": deviation(texts[2], recorded["uncond_embedding"][0, 0]),
     }
-    check(request, errors)
+    check(request, errors, part=("audioldm, audioldm2", f"{name}, texts"))
     check_sounds(golden, request, clap, name)
     cosine = texts @ clap.prepared(sounds(golden)["exact_10s"])[0]
     assert np.abs(cosine.numpy() - recorded["cosine.text_rows_vs_audio_exact"]).max() < 1e-5
@@ -207,7 +210,7 @@ def check_sequence(
         f"{name}.gpt2_first_pass": golden.error(recorded, f"{name}.gpt2_first_pass", generator(vectors, mask), 4096),
         f"{name}.generated": golden.error(recorded, f"{name}.generated", written, samples),
     }
-    check(request, errors)
+    check(request, errors, part=("audioldm2", f"sequence generator, {name}"))
 
 
 def test_sequences(golden: Goldens, request: pytest.FixtureRequest) -> None:
@@ -243,7 +246,7 @@ def test_phonemes(golden: Goldens, request: pytest.FixtureRequest, phonemes: Pho
         "phoneme.encoded": golden.error(recorded, "phoneme.encoded", phonemes(ids, mask), 8192),
         "phoneme.uncond": golden.error(recorded, "phoneme.uncond", nothing, 2048),
     }
-    check(request, errors)
+    check(request, errors, part=("audioldm2-speech", "phoneme encoder"))
 
 
 @pytest.mark.slow
@@ -267,4 +270,4 @@ def test_audiomae(golden: Goldens, request: pytest.FixtureRequest) -> None:
         for size, shape in (("8x8", (8, 8)), ("1x1", (1, 1)), ("2x4", (2, 4))):
             key = f"{name}.pooled_{size}"
             errors[key] = golden.error(recorded, key, pool(features, *shape), len(recorded[f"{key}.sample"]))
-    check(request, errors)
+    check(request, errors, part=("audioldm2", "audiomae, pooled"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import Goldens
+from golden import Goldens, places
 
 from semanticodec.config import LatentConfig
 from semanticodec.errors import ConfigError
@@ -108,7 +108,8 @@ def test_every_tensor_has_a_place_and_every_place_a_tensor(
         unfilled = [key for key in targets if key not in found]
         assert (unmapped, unfilled) == ([], [])
         assert {key: tuple(tensor.shape) for key, tensor in found.items()} == targets
-    row_of_table = (name, len(published), len(found), len(unmapped), len(unfilled))
+    mapped = places(system_rules(row, "reference"), dotted)
+    row_of_table = (name, len(published), mapped, len(unmapped), len(unfilled))
     request.node.user_properties.append(("coverage", row_of_table))
 
 

@@ -1,4 +1,4 @@
-"""What every tensor of the published conditioners becomes, and how they are filled.
+"""What every tensor of the published conditioners becomes, and how their modules are filled.
 
 Each function returns the rules of one module: ``source`` begins its names in the file, ``target`` begins ours.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from .. import checkpoints
 from ..keymap import DROP, Rule, apply_rules
 
 _MODULE = "filled"
@@ -144,15 +144,37 @@ COPIES = (
 
 
 def differing_copies(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of second copies in a checkpoint whose weights are not those of the first."""
-    return [
-        f"{second}{name.removeprefix(first)}"
+    """Return the names of second copies in a checkpoint whose weights are not those of the first.
+
+    Only biases, norms and the like are read: training that moved anything would have moved them.
+    """
+    pairs = [
+        (tensor, f"{second}{name.removeprefix(first)}")
         for first, second in COPIES
         for name, tensor in tensors.items()
-        if name.startswith(first)
-        and (other := tensors.get(second + name.removeprefix(first))) is not None
-        and not torch.equal(tensor, other)
+        if name.startswith(first) and tensor.dim() == 1
     ]
+    return [name for tensor, name in pairs if name in tensors and not torch.equal(tensor, tensors[name])]
+
+
+def select(module: nn.Module, tensors: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
+    """Find everything that a module wants in a file.
+
+    Args:
+        module: whose ``state_dict()`` says what there must be; on any device.
+        tensors: by the name in the file; all of them must be the module's own.
+        rules: with targets that are the module's own names.
+
+    Returns:
+        Tensors by the module's names.
+
+    Raises:
+        CheckpointError: a tensor has no place, or a parameter no tensor, or the shapes differ.
+    """
+    inside = [rule._replace(target=_inside(rule.target)) for rule in rules]
+    found, unmapped = apply_rules(inside, tensors, {_MODULE})
+    named = {name.removeprefix(f"{_MODULE}."): tensor for name, tensor in found.items()}
+    return checkpoints.matched(named, unmapped, module.state_dict(), type(module).__name__)
 
 
 def fill(
@@ -163,33 +185,20 @@ def fill(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Fill a module that was built on the meta device from the tensors of a file, and make it ready for inference.
+    """Fill a module that was built on the meta device, and make it ready for inference.
 
     Args:
-        module: whose ``state_dict()`` says what there must be.
-        tensors: by the name in the file; all of them must be its own.
-        rules: with targets that are the module's own names.
+        module: as for :func:`select`.
+        tensors: likewise.
+        rules: likewise.
         device: where the module goes.
         dtype: of every floating-point tensor.
 
     Raises:
-        CheckpointError: a tensor has no place, or a parameter no tensor, or the shapes differ.
+        CheckpointError: as :func:`select`.
     """
-    inside = [rule._replace(target=_inside(rule.target)) for rule in rules]
-    found, unmapped = apply_rules(inside, tensors, {_MODULE})
-    found = {name.removeprefix(f"{_MODULE}."): tensor for name, tensor in found.items()}
-    wanted = module.state_dict()
-    unmapped += [name for name in found if name not in wanted]
-    unfilled = [name for name in wanted if name not in found]
-    unlike = [n for n, tensor in wanted.items() if n in found and found[n].shape != tensor.shape]
-    if unmapped or unfilled or unlike:
-        raise CheckpointError(
-            f"the weights do not fit {type(module).__name__}: no place for {unmapped[:8]} ({len(unmapped)}), nothing "
-            f"for {unfilled[:8]} ({len(unfilled)}), other shapes for {unlike[:8]} ({len(unlike)})"
-        )
-    filled = {n: t.to(device, dtype if t.is_floating_point() else t.dtype, copy=True) for n, t in found.items()}
-    module.load_state_dict(filled, strict=True, assign=True)
-    module.to(device, dtype).requires_grad_(False).eval()
+    checkpoints.fill(module, select(module, tensors, rules), device=device, dtype=dtype)
+    module.requires_grad_(False).eval()
 
 
 def _inside(target: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
