@@ -103,6 +103,7 @@ def test_the_export_holds_the_averaged_network_and_the_scale(trained: Session) -
     assert not torch.equal(saved["average"][name], saved["model"][f"unet.{name}"])
 
 
+@pytest.mark.slow
 def test_a_stage_continues_where_it_stopped(trained: Session, tmp_path: Path) -> None:
     def run(folder: str, **changes: Any) -> dict[str, Any]:
         out = tmp_path / folder
