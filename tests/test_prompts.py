@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +147,17 @@ def test_speech(systems: dict[str, PromptConditioner], monkeypatch: pytest.Monke
     close(silent[1], written[1])
     ((zeros, _),) = system.unconditional(1).contexts
     assert not zeros.any()
+
+
+@pytest.mark.parametrize("name", ["film", "sequence", "speech"])
+def test_bfloat16(systems: dict[str, PromptConditioner], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semanticodec.conditioners.phonemes.phonemize", lambda text: text)
+    half = copy.deepcopy(systems[name]).bfloat16()
+    for whole, told in ((systems[name](Prompts(TEXTS)), half(Prompts(TEXTS))), (None, half.unconditional(2))):
+        for index, part in enumerate(parts(told)):
+            assert torch.isfinite(part).all()
+            if whole is not None:
+                assert (part.float() - parts(whole)[index]).abs().max() < 0.15
 
 
 def test_candidates_are_ranked_by_the_shared_clap(systems: dict[str, PromptConditioner]) -> None:
