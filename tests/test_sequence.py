@@ -11,6 +11,7 @@ from semanticodec.conditioners.keys import sequence_rules
 from semanticodec.conditioners.sequence import Context, SequenceGenerator
 from semanticodec.errors import ConfigError
 from semanticodec.keymap import apply_rules
+from semanticodec.training.sequence import sequence_loss
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +94,31 @@ def test_masks_of_older_versions_are_dropped() -> None:
     names = ["model.h.0.attn.bias", "model.h.11.attn.masked_bias", "model.wte.weight", "model.h.0.attn.c_attn.bias"]
     found, unmapped = apply_rules(sequence_rules("", "x."), {name: torch.ones(2) for name in names}, {"x"})
     assert (list(found), unmapped) == (["x.model.h.0.attn.c_attn.bias"], [])
+
+
+def test_loss_is_that_of_each_guess_from_the_truth_before_it(generator: SequenceGenerator) -> None:
+    target = noise(2, 4, 16, seed=9)
+    read, mask = generator.embed(conditions(), 4)
+    errors = []
+    for known in range(4):
+        seen = torch.cat([read, target[:, :known]], 1)
+        guess = generator(seen, torch.cat([mask, torch.ones(2, known)], 1))[:, -1]
+        errors.append((guess - target[:, known]).abs().mean())
+    torch.testing.assert_close(sequence_loss(generator, conditions(), target), torch.stack(errors).mean())
+    perfect = generator.generate(conditions(), 4)
+    assert sequence_loss(generator, conditions(), perfect) < 1e-5
+
+
+def test_one_batch_can_be_learned() -> None:
+    module = SequenceGenerator(SEQUENCE)
+    fill(module)
+    target = noise(2, 4, 16, seed=9)
+    optimizer = torch.optim.AdamW(module.parameters(), 5e-3)
+    losses = []
+    for _ in range(60):
+        loss = sequence_loss(module.eval(), conditions(), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.25 * losses[0]

@@ -35,6 +35,10 @@ FAMILY = {
     "vocoder_48k": r"wav_digest|length",
     "frontends": r"(A|B|48k)\..*(logmel|wav)|48k.*frames|mel_basis",
     "traj_audioldm_s": r"(ddim:s:S4_eta[01]_g2\.5_B2|masked:s:inpaint|partial:s:S4)\S*\.(latent|mask|t_enc|z_enc)",
+    "clap_tiny": r"audio_v1\..*(logmel|embedding|crop_start)|audio_v2\..*embedding|text\.emb|uncond_emb|cosine",
+    "seqgen": r"(?!transformers)",
+    "audiomae": r"\w+\.pooled_\dx\d\.(shape|stats|sample)",
+    "musicldm": r"tempo\.(track|beat|group_of)|latent_mixup",
     "traj_audiosr": r"vpred|ddim:sr:S4_eta1_g3\.5\.latent",
 }
 """The same for the folder of AudioLDM, AudioLDM 2, MusicLDM and AudioSR beside that."""
