@@ -240,7 +240,7 @@ def kills(model: str, points: int, folder: Path) -> dict[str, Any]:
     """Kill a run at random moments, resume it, and compare the contents with those of an undisturbed run."""
     sounds = folder / "sounds"
     sounds.mkdir()
-    for index, wave in enumerate(recordings(6)):
+    for index, wave in enumerate(recordings(2)):
         soundfile.write(sounds / f"{index:04d}.flac", wave, RATE)
     options = CorpusOptions(model=model, shard_mb=0.02)
     torch.set_num_threads(1)
