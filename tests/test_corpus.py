@@ -8,9 +8,12 @@ import hashlib
 import io
 import json
 import os
+import signal
 import struct
+import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -743,3 +746,28 @@ def test_the_command_line(clips: Path, tmp_path: Path):
     assert runner.invoke(app, ["tokenize", str(clips)]).exit_code == 2
     wrong = runner.invoke(app, ["tokenize", str(clips), "-o", str(out), "--resume", "--overwrite"])
     assert wrong.exit_code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_stopped_can_go_on(tmp_path: Path, sign: signal.Signals):
+    """In real processes: the whole command is stopped while it works, and goes on."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for index in range(200):
+        (clips / f"{index:03d}.wav").write_bytes(wav(3 * RATE, seed=index))
+    entry = "from semanticodec.cli import main; main()"
+    command = [sys.executable, "-c", entry, "tokenize", str(clips), "--model", "mini-25", "--workers", "2"]
+    subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True, capture_output=True)
+    out = tmp_path / "out"
+    with subprocess.Popen([*command, "-o", str(out)], stderr=subprocess.PIPE, text=True) as process:
+        while not list(out.glob("_work/parts/[0-9]*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(sign)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[sign]
+    assert ("--resume goes on" in told) == (sign == signal.SIGINT)
+    assert not (out / "manifest.json").exists()
+    subprocess.run([*command, "-o", str(out), "--resume"], check=True, capture_output=True)
+    assert contents(out) == contents(tmp_path / "whole")
