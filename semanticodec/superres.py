@@ -133,6 +133,11 @@ class SuperResolution:
         if (folder / published.weights.file).is_file():
             latent = load_latent(published, folder, device=device, dtype=dtype)
             return cls(SUPERRES_PRESETS[published.name], latent)
+        if name == MINI_SR.name and not (folder / checkpoints.MODEL).is_file():
+            raise CheckpointError(
+                f"{folder / checkpoints.MODEL} is missing; make it with `python -m semanticodec.training all --model "
+                f"{name}`, or name another model: {', '.join(sorted(set(SUPERRES_PRESETS) - {name}))}"
+            )
         if not (folder / checkpoints.MODEL).is_file():
             raise CheckpointError(
                 f"{name} is neither a preset nor a folder with weights ({checkpoints.MODEL} or "

@@ -296,6 +296,13 @@ class TestTogether:
         with pytest.raises(CheckpointError, match=r"neither a preset nor a folder with weights .* mini-sr"):
             SuperResolution.from_pretrained(tmp_path)
 
+    def test_missing_weights_of_mini_say_how_to_make_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(checkpoints, "WEIGHTS", tmp_path)
+        with pytest.raises(CheckpointError, match=r"--model mini-sr`, or name another model: audiosr-b"):
+            SuperResolution.from_pretrained()
+
     def test_codes_become_wide_sound_in_one_call(self, folder: Path) -> None:
         codec, codes = tiny_codec("mini"), random_codes(tiny_codec("mini").config, 16, batch=2)
         heard = codec.decode(codes, length=5000, upsample=str(folder))
