@@ -63,12 +63,13 @@ def dev() -> str:
 def published() -> str:
     """Mini beside the published codecs on their clips."""
     columns = [
-        ("speech", "visqol"),
+        ("speech", "pesq_wb"),
         ("speech", "stoi"),
         ("speech", "mel_l1"),
-        ("music", "visqol"),
+        ("music", "pesq_wb"),
+        ("music", "stoi"),
         ("music", "mel_l1"),
-        ("sound", "visqol"),
+        ("sound", "stoi"),
         ("sound", "mel_l1"),
     ]
     return compared(read_results(RESULTS / "quality-published.json"), columns)
