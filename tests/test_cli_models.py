@@ -24,7 +24,7 @@ def listed(monkeypatch: pytest.MonkeyPatch, folder: Path, cached: dict[str, str]
 
 def test_every_preset_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lines = listed(monkeypatch, tmp_path, {})
-    assert list(lines) == [*PRESETS, *SYSTEMS]
+    assert list(lines) == [*PRESETS, "mini-sr", *SYSTEMS]
     assert "  yes   /" in lines["mini-100"]
     assert " 0.05 GB " in lines["mini-100"]
     assert lines["semanticodec-100-4096"].endswith("  no    https://huggingface.co/haoheliu/SemantiCodec")
@@ -46,4 +46,4 @@ def test_what_is_here_is_said_with_its_own_size(monkeypatch: pytest.MonkeyPatch,
     assert " 0.04 GB " in lines["musicldm"]
     here = {name for name, line in lines.items() if "  yes  " in line}
     official = {name for name in PRESETS if name.startswith("semanticodec-50-")}
-    assert here == {"mini-100", "mini-50", "mini-25", "musicldm", "audioldm2-full", *official}
+    assert here - {"mini-sr"} == {"mini-100", "mini-50", "mini-25", "musicldm", "audioldm2-full", *official}
