@@ -82,7 +82,9 @@ def filled(text: str) -> str:
     """Put every table in its place."""
 
     def put(match: re.Match[str]) -> str:
-        return f"<!-- table {match[1]} -->\n\n{TABLES[match[1]]()}\n\n<!-- /table -->"
+        measured = (RESULTS / f"{match[1]}.json").is_file()
+        body = TABLES[match[1]]() if measured else "Not measured yet: `make bench-quality`."
+        return f"<!-- table {match[1]} -->\n\n{body}\n\n<!-- /table -->"
 
     return re.sub(r"<!-- table (\S+) -->.*?<!-- /table -->", put, text, flags=re.DOTALL)
 
