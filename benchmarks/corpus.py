@@ -62,10 +62,16 @@ def _bare(waves: list[np.ndarray], model: str, start: Any, times: Any) -> None:
     codec = SemantiCodec.from_pretrained(model, parts="encoder")
     codec.encode([torch.from_numpy(waves[0])], RATE)
     start.wait()
-    begin = time.monotonic()
+    begin, spent = time.monotonic(), time.process_time()
     for at in range(0, len(waves), 64):
         codec.encode([torch.from_numpy(wave) for wave in waves[at : at + 64]], RATE)
-    times.put((begin, time.monotonic()))
+    times.put((begin, time.monotonic(), time.process_time() - spent))
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def throughput(model: str, minutes: float, workers: int, folder: Path) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def throughput(model: str, minutes: float, workers: int, folder: Path) -> dict[s
     for index, wave in enumerate(waves):
         soundfile.write(folder / f"{index:05d}.flac", wave, RATE)
 
-    def bare() -> float:
+    def bare() -> tuple[float, float]:
         context = multiprocessing.get_context("spawn")
         start, times = context.Barrier(workers), context.Queue()
         jobs = [
@@ -86,20 +92,23 @@ def throughput(model: str, minutes: float, workers: int, folder: Path) -> dict[s
         spans = [times.get() for _ in jobs]
         for job in jobs:
             job.join()
-        return float(seconds / (max(end for _, end in spans) - min(begin for begin, _ in spans)))
+        wall = max(end for _, end, _ in spans) - min(begin for begin, _, _ in spans)
+        return float(seconds / wall), float(sum(spent for _, _, spent in spans))
 
-    def pipeline(out: Path) -> tuple[float, float]:
+    def pipeline(inputs: Path, out: Path) -> tuple[float, float, float]:
         seen: list[tuple[float, float]] = []
-        begin = time.monotonic()
+        begin, spent = time.monotonic(), cpu_seconds()
         options = CorpusOptions(model=model, workers=workers)
-        tokenize_corpus([folder], out, options=options, progress=lambda p: seen.append((time.monotonic(), p.seconds)))
+        tokenize_corpus([inputs], out, options=options, progress=lambda p: seen.append((time.monotonic(), p.seconds)))
         whole = seconds / (time.monotonic() - begin)
-        (first, before), (last, after) = seen[1], seen[-1]
-        return whole, (after - before) / (last - first)
+        (first, before), (last, after) = seen[min(1, len(seen) - 2)], seen[-1]
+        return whole, (after - before) / (last - first), cpu_seconds() - spent
 
-    rates = [bare()]
-    whole, steady = pipeline(folder / "out")
-    rates.append(bare())
+    runs = [bare()]
+    _, _, idle = pipeline(folder / "00000.flac", folder / "one")  # what starting costs
+    whole, steady, spent = pipeline(folder, folder / "out")
+    runs.append(bare())
+    rates, bare_cpu = [rate for rate, _ in runs], sum(cpu for _, cpu in runs) / 2
     mean = sum(rates) / 2
     return {
         "model": model,
@@ -109,6 +118,9 @@ def throughput(model: str, minutes: float, workers: int, folder: Path) -> dict[s
         "pipeline_hours_per_hour": round(steady, 2),
         "pipeline_hours_per_hour_with_start": round(whole, 2),
         "pipeline_over_bare": round(steady / mean, 3),
+        "bare_cpu_seconds_per_hour": [round(cpu / seconds * 3600, 2) for _, cpu in runs],
+        "pipeline_cpu_seconds_per_hour": round((spent - idle) / seconds * 3600, 2),
+        "pipeline_over_bare_by_cpu_time": round(bare_cpu / (spent - idle), 3),
     }
 
 
@@ -253,7 +265,7 @@ def kills(model: str, points: int, folder: Path) -> dict[str, Any]:
         pid = os.fork()
         if pid == 0:
             run.CHUNK_ITEMS = 4
-            with in_process(Tokeniser), mock.patch.object(Work, "load", lambda _: codec):
+            with in_process(Tokeniser), mock.patch.object(Work, "load", return_value=codec):
                 tokenize_corpus([sounds], out, options=options, resume=True)
             os._exit(0)
         return pid
