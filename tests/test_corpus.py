@@ -47,7 +47,7 @@ from semanticodec.corpus.records import (
     unprintable,
 )
 from semanticodec.corpus.shards import Committer, Output
-from semanticodec.corpus.worker import Tokeniser, Work, read_ahead
+from semanticodec.corpus.worker import Tokeniser, Work, read_ahead, read_all
 from semanticodec.datasets import TokenDataset
 from semanticodec.errors import ConfigError, CorruptedError, SemantiCodecError
 from semanticodec.tokens import Vocabulary
@@ -332,6 +332,28 @@ def test_reading_ahead_gives_the_same(clips: Path, tokeniser: Tokeniser):
         ahead.add(event)
     assert ahead.complete
     assert ahead.finish().rows.equals(tokeniser.run(0, items).rows)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray about itself
+def test_what_passes_through_ray_comes_out_whole(clips: Path, tokeniser: Tokeniser):
+    """The two stages of the pipeline in this process; tests/test_corpus_ray.py starts clusters."""
+    cluster = pytest.importorskip("semanticodec.corpus.cluster")
+    (clips / "bad.wav").write_bytes(b"")
+    items = list(inputs.find_items([str(clips)]))
+    events = list(read_all(items, tokeniser._how))
+    table = cluster._table([cluster._row(chunk, event) for chunk in (3, 4) for event in events])
+    encoded = cluster._Encoder(WORK)(table)
+    expected = tokeniser.run(3, items)
+    for chunk in (3, 4):
+        assembler = Assembler(chunk, items, tokeniser._how.config, keep_features=False)
+        for row in reversed(encoded.to_pylist()):
+            if row["chunk"] == chunk:
+                assert not assembler.complete
+                assembler.add(cluster._event(row))
+        assert assembler.complete
+        finished = assembler.finish()
+        assert finished.rows.equals(expected.rows)
+        assert finished.failures == expected.failures
 
 
 def test_threads_stop_when_nobody_reads_on(clips: Path, tokeniser: Tokeniser):
