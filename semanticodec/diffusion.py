@@ -352,6 +352,8 @@ class SamplerOptions:
 
 PUBLISHED = SamplerOptions(sampler="ddim", steps=50, guidance=2.0, eta=1.0, path="published")
 """What the published decoder does."""
+FAST = SamplerOptions(steps=1, guidance=1.0)
+"""One step without guidance: for mini about a third less work than its default, and a little less detail."""
 
 
 @dataclass(frozen=True)

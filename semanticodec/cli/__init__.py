@@ -121,6 +121,7 @@ def decode(
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
     steps: Steps = None,
+    fast: Annotated[bool, typer.Option("--fast", help="One step without guidance: less work, less detail.")] = False,
     seed: Seed = 0,
     batch: Annotated[
         int, typer.Option(min=1, help="Files of equal length to decode at once: a GPU is faster and needs more memory.")
@@ -130,7 +131,7 @@ def decode(
 ) -> None:
     """Turn .scodec files into sound files of the original sample rate and length."""
     from .. import audio
-    from ..diffusion import SamplerOptions
+    from ..diffusion import FAST, SamplerOptions
     from . import files
 
     def read(job: Job, stack: contextlib.ExitStack) -> tuple[Job, Stored, SemantiCodec]:
@@ -153,7 +154,9 @@ def decode(
         return job, stored, codec
 
     with user_errors(), Work("decoding") as work:
-        options = SamplerOptions(steps=steps)
+        if fast and steps is not None:
+            raise typer.BadParameter("--fast means one step; leave out --steps", param_hint="--fast")
+        options = FAST if fast else SamplerOptions(steps=steps)
         jobs = plan(inputs, out, (ENDING,), ".wav")
         load = _loader(device, dtype, "decoder")
         if batch > 1:

@@ -1,0 +1,267 @@
+"""Every speed goal as a ratio, from one run: ``make bench-speed`` (about 6 minutes on two quiet cores).
+
+* official: parts of one 10.24 s window against the published implementation, both as multiples of the machine's own
+  2048^3 matrix product per second of processor time (random weights, float32); where the time goes
+* encode: a recording of exactly one window, for which the published code encodes two
+* solver: distance of the latents to the 200-step solution against the number of steps, U-Net of full size, random
+  weights, a latent of 2.56 s; how many steps of the default sampler are as near as 50 of DDIM
+* mini: real-time factors at the default and the fast setting, short and long recordings
+* start: seconds of whole processes, from nothing to the end of ``--help`` and of ``encode``
+
+``--device cuda`` measures batch scaling instead: real-time factors, streams, and TFLOP/s over the peak.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from semanticodec import SamplerOptions, SemantiCodec
+from semanticodec.audio import load
+from semanticodec.config import COLUMN, SAMPLE_RATE, CodecConfig, preset
+from semanticodec.diffusion import FAST, noise
+from semanticodec.latent import Conditioning
+from semanticodec.model import CodecModel
+
+from .measure import Sgemm, gflop, machine, randomise, timed
+from .speed import ASSETS, OFFICIAL, PUBLISHED_CPU, RESULTS, STEPS, Row, Window, official
+
+PUBLISHED_GFLOPS = 68
+"""SGEMM of the machine that timed the published implementation, per second of processor time."""
+REFERENCE = 200
+CURVE = {"dpmpp_2m": (5, 8, 10, 12, 15, 20, 30, 50), "ddim": (10, 20, 30, 50, 100)}
+PARTS = ("official", "encode", "solver", "mini", "start")
+
+
+def against_published(part: str, cpu: float, gflops: float) -> float:
+    """Return how many times as much matrix-product time the published implementation takes for a part."""
+    return PUBLISHED_CPU[part][0] * PUBLISHED_GFLOPS / (cpu * gflops)
+
+
+def hot(run: Callable[[], object], top: int = 5) -> list[tuple[str, float]]:
+    """Return the operators that take the most processor time, and their shares."""
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], acc_events=True) as record:
+        run()
+    rows = sorted(record.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    total = sum(row.self_cpu_time_total for row in rows)
+    return [(row.key.removeprefix("aten::"), row.self_cpu_time_total / total) for row in rows[:top]]
+
+
+def measure_official(config: CodecConfig, sgemm: Sgemm) -> dict[str, Any]:
+    """Measure the parts of the decoder, and where their time goes."""
+    rows = official(config, sgemm, full=False)
+    step, steps = rows["guided step"], config.decoder.latent.steps
+    default = rows["window"].timing.cpu - (STEPS - steps) * step.timing.cpu
+    result: dict[str, Any] = {"rows": {name: dataclasses.asdict(row) for name, row in rows.items()}}
+    ratios = {part: against_published(part, rows[part].timing.cpu, sgemm.gflops_cpu) for part in PUBLISHED_CPU}
+    result["times_published"] = ratios | {
+        f"default, {steps} steps": against_published("window", default, sgemm.gflops_cpu)
+    }
+    window = Window(config, "cpu")
+    result["hot"] = {part: hot(run) for part, run in window.parts().items() if part != "contexts"}
+    for name, row in rows.items():
+        times = f"{ratios[name]:6.2f} x published" if name in ratios else ""
+        print(
+            f"  {name:<14}{row.timing.wall:8.2f} s wall{row.timing.cpu:8.2f} s CPU, share {row.share_cpu:.2f}  {times}"
+        )
+    print(f"  window with the default {steps} steps: {default:.1f} CPU s, "
+          f"{against_published('window', default, sgemm.gflops_cpu):.2f} x published")  # fmt: skip
+    for part, ops in result["hot"].items():
+        print(f"  {part}: " + ", ".join(f"{name} {share:.0%}" for name, share in ops))
+    return result
+
+
+def random_encoder(config: CodecConfig) -> SemantiCodec:
+    """Return an official encoder with random weights."""
+    model = CodecModel(config, decoder=False)
+    randomise([p for p in model.parameters() if p.ndim > 1], seed=0)
+    randomise(model.codebooks.buffers(), seed=1)
+    return SemantiCodec.from_model(config, model)
+
+
+def measure_encode(config: CodecConfig, sgemm: Sgemm) -> dict[str, Any]:
+    """Time one window, and the two that the published code makes of it."""
+    codec = random_encoder(config)
+    samples = noise(0, 0, 0, (1, config.encoder.mae.columns * COLUMN)) * 0.1
+    windows = torch.stack([window for (window,) in codec._windows([samples])])
+    one = timed(lambda: codec.encode(samples, SAMPLE_RATE), 2)
+    two = timed(lambda: [codec.encode_windows(windows), codec.encode_windows(windows)], 2)
+    count = gflop(lambda: codec.encode_windows(windows))
+    row = Row.of("encode", count, one, sgemm)
+    print(f"  {one.wall:.2f} s wall, {one.cpu:.2f} s CPU, {count:.0f} GFLOP, share {row.share_cpu:.2f}; "
+          f"two windows {two.cpu:.2f} s: {two.cpu / one.cpu:.2f} x")  # fmt: skip
+    return {"row": dataclasses.asdict(row), "published_windows_cpu": two.cpu, "times_published": two.cpu / one.cpu}
+
+
+def curve(config: CodecConfig, columns: int = 16) -> dict[str, dict[int, float]]:
+    """Return sampler -> steps -> distance of the latents to the reference, over the reference's standard deviation."""
+    small = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, columns=columns))
+    window = Window(small, "cpu")
+    conditioning = Conditioning(((window.context, None),))
+    away = Conditioning(((torch.zeros_like(window.context), None),))
+
+    def solve(sampler: str, steps: int) -> Tensor:
+        options = SamplerOptions(sampler=sampler, steps=steps, eta=0.0)  # type: ignore[arg-type]
+        with torch.inference_mode():
+            return window.latent.generate(
+                conditioning, away, lambda step: noise(0, 0, step, window.shape)[None], options
+            )
+
+    target = solve("dpmpp_2m", REFERENCE)
+    found: dict[str, dict[int, float]] = {}
+    for sampler, counts in CURVE.items():
+        found[sampler] = {n: float((solve(sampler, n) - target).std() / target.std()) for n in counts}
+        print(f"  {sampler:<9}" + "  ".join(f"{n}: {distance:.4f}" for n, distance in found[sampler].items()))
+    return found
+
+
+def enough(distances: dict[str, dict[int, float]]) -> int:
+    """Return the fewest steps of the default sampler that come as near as DDIM's 50."""
+    return min(n for n, distance in distances["dpmpp_2m"].items() if distance <= distances["ddim"][STEPS])
+
+
+def measure_solver(config: CodecConfig, rows: dict[str, Any] | None, sgemm: Sgemm) -> dict[str, Any]:
+    """Compare the samplers; with the times of the parts also say what an equally near window costs."""
+    distances = curve(config)
+    steps = enough(distances)
+    result: dict[str, Any] = {"reference": REFERENCE, "distances": distances, "as_near_as_ddim_50": steps}
+    print(f"  {steps} steps of dpmpp_2m are as near to the {REFERENCE}-step solution as {STEPS} of ddim")
+    if rows is not None:
+        step = rows["guided step"]["timing"]["cpu"]
+        cpu = rows["window"]["timing"]["cpu"] - (STEPS - steps) * step
+        result["window_cpu"], ratio = cpu, against_published("window", cpu, sgemm.gflops_cpu)
+        result["times_published"] = ratio
+        print(f"  a window with {steps} steps: {cpu:.1f} CPU s, {ratio:.2f} x published")
+    return result
+
+
+def measure_mini() -> dict[str, Any]:
+    """Measure real-time factors of mini on the shipped voice, once and four times in a row."""
+    codec = SemantiCodec.from_pretrained()
+    voice, rate = load(min(ASSETS.glob("*.flac")))
+    result: dict[str, Any] = {}
+    for times in (1, 4):
+        wave = voice.repeat(1, times)
+        seconds = wave.shape[1] / rate
+        codes = codec.encode(wave, rate)
+        factors = {"encode": timed(lambda: codec.encode(wave, rate), 2).wall / seconds}  # noqa: B023
+        for name, options in (("default", SamplerOptions()), ("fast", FAST)):
+            run = lambda: codec.decode(codes, options=options)  # noqa: B023, E731
+            factors[name] = timed(run, 2).wall / seconds
+        result[f"{seconds:.1f} s"] = factors
+        print(f"  {seconds:5.1f} s: encode {factors['encode']:.3f}, decode {factors['default']:.3f}, fast "
+              f"{factors['fast']:.3f}; in all {factors['encode'] + factors['default']:.3f}, fast "
+              f"{factors['encode'] + factors['fast']:.3f}")  # fmt: skip
+    result["hot"] = hot(lambda: codec.decode(codes))
+    print("  " + ", ".join(f"{name} {share:.0%}" for name, share in result["hot"]))
+    return result
+
+
+def measure_start(runs: int = 3) -> dict[str, float]:
+    """Time whole processes: median seconds from start to end."""
+    result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        encode = ["encode", str(min(ASSETS.glob("*.flac"))), "-f", "-o", str(Path(folder) / "a.scodec")]
+        for name, words in (("--help", ["--help"]), ("encode", encode)):
+            seen = []
+            for _ in range(runs + 1):
+                begin = time.perf_counter()
+                command = [sys.executable, "-c", "from semanticodec.cli import main; main()", *words]
+                subprocess.run(command, check=True, capture_output=True)
+                seen.append(time.perf_counter() - begin)
+            result[name] = statistics.median(seen[1:])
+    print("  " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.items()))
+    return result
+
+
+def scaling(
+    name: str, device: str, dtype: torch.dtype, batches: Sequence[int], seconds: int = 10
+) -> list[dict[str, Any]]:
+    """Measure decoding of a preset at growing batch sizes: real-time factor, streams, and TFLOP/s over the peak.
+
+    Args:
+        name: of the preset; official ones get random weights.
+        device: where.
+        dtype: of the weights.
+        batches: rows per call.
+        seconds: of sound in each row.
+    """
+    config = preset(name)
+    if name.startswith("mini"):
+        codec = SemantiCodec.from_pretrained(name, device=device, dtype=dtype)
+    else:
+        model = CodecModel(config, encoder=False)
+        randomise([p for p in model.parameters() if p.ndim > 1], seed=0)
+        randomise(model.codebooks.buffers(), seed=1)
+        codec = SemantiCodec.from_model(config, model.to(device, dtype))
+    a = torch.randn(4096 if device != "cpu" else 1024, 4096 if device != "cpu" else 1024, device=device, dtype=dtype)
+    peak = 2 * len(a) ** 3 / 1e12 / timed(lambda: [a @ a, _wait(device)], 5).wall
+    rows = []
+    frames = config.frames(seconds * SAMPLE_RATE)
+    for batch in batches:
+        sizes = torch.tensor(config.codebook_sizes)[:, None]
+        codes = (torch.rand(batch, 2, frames, generator=torch.Generator().manual_seed(0)) * sizes).long()
+        count = gflop(lambda: codec.decode(codes)) / 1e3  # noqa: B023
+        wall = timed(lambda: [codec.decode(codes), _wait(device)], 2).wall  # noqa: B023
+        factor = wall / (batch * seconds)
+        rows.append({"batch": batch, "factor": factor, "streams": 1 / factor, "share": count / wall / peak})
+        print(f"  {name:<24}{batch:>4} rows: real-time factor {factor:.5f} per row, {1 / factor:8.0f} streams, "
+              f"{count / wall:7.2f} TFLOP/s, {count / wall / peak:.2f} of {peak:.1f}")  # fmt: skip
+    return rows
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and with ``--write`` keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS, help="parts to measure")
+    parser.add_argument("--device", default="cpu", help="cuda: batch scaling in bfloat16 instead")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16, 64])
+    parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}/ratios.json")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    path = RESULTS / ("ratios.json" if given.device == "cpu" else "ratios-gpu.json")
+    # Parts that are not measured now stay as they were.
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if given.device != "cpu":
+        names = ("mini-100", OFFICIAL)
+        result["scaling"] = {name: scaling(name, given.device, torch.bfloat16, given.batches) for name in names}
+        given.only = []
+    sgemm = Sgemm()
+    sgemm.measure()
+    config = preset(OFFICIAL)
+    runs: dict[str, Callable[[], object]] = {
+        "official": lambda: measure_official(config, sgemm),
+        "encode": lambda: measure_encode(config, sgemm),
+        "solver": lambda: measure_solver(config, result.get("official", {}).get("rows"), sgemm),
+        "mini": measure_mini,
+        "start": measure_start,
+    }
+    for part in given.only:
+        print(f"{part}:")
+        result[part] = runs[part]()
+        sgemm.measure()
+        result[f"{part}_machine"] = machine() | {"sgemm_gflops_per_cpu_second": sgemm.gflops_cpu}
+    print(f"SGEMM {sgemm.gflops:.0f} GFLOP/s, {sgemm.gflops_cpu:.0f} per CPU second; commit {machine()['commit']}")
+    if given.write:
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
