@@ -7,7 +7,7 @@ THREADS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.semanticodec
 
-.PHONY: demo test check bench bench-quality readme train venv clean
+.PHONY: demo test check bench bench-quality bench-speed readme train venv clean
 
 demo: $(STAMP)  ## encode and decode a shipped recording; results in demo_out/
 	$(BIN)/semanticodec demo --out demo_out
@@ -26,6 +26,10 @@ bench: $(STAMP)  ## decode speed against this machine's matrix multiplication
 bench-quality: $(STAMP)  ## mini and the classical codecs on ../shared/audio, into benchmarks/results and the README
 	$(BIN)/python -m benchmarks.quality $(ARGS)
 	$(BIN)/python -m benchmarks.readme
+
+bench-speed: $(STAMP)  ## every speed goal as a ratio, where the time goes, and what entropy coding saves, from one run
+	$(BIN)/python -m benchmarks.ratios --threads $(THREADS) $(ARGS)
+	$(BIN)/python -m benchmarks.entropy --threads $(THREADS) --every 4
 
 readme: $(STAMP)  ## write the README's tables from benchmarks/results
 	$(BIN)/python -m benchmarks.readme

@@ -155,14 +155,19 @@ def measure_mini() -> dict[str, Any]:
         wave = voice.repeat(1, times)
         seconds = wave.shape[1] / rate
         codes = codec.encode(wave, rate)
-        factors = {"encode": timed(lambda: codec.encode(wave, rate), 2).wall / seconds}  # noqa: B023
+        runs = {"encode": lambda: codec.encode(wave, rate)}  # noqa: B023
         for name, options in (("default", SamplerOptions()), ("fast", FAST)):
-            run = lambda: codec.decode(codes, options=options)  # noqa: B023, E731
-            factors[name] = timed(run, 2).wall / seconds
-        result[f"{seconds:.1f} s"] = factors
-        print(f"  {seconds:5.1f} s: encode {factors['encode']:.3f}, decode {factors['default']:.3f}, fast "
-              f"{factors['fast']:.3f}; in all {factors['encode'] + factors['default']:.3f}, fast "
-              f"{factors['encode'] + factors['fast']:.3f}")  # fmt: skip
+            runs[name] = lambda options=options: codec.decode(codes, options=options)  # type: ignore[misc]  # noqa: B023
+        timings = {name: timed(run, 3) for name, run in runs.items()}
+        result[f"{seconds:.1f} s"] = {
+            name: {"wall": timing.wall / seconds, "cpu": timing.cpu / seconds} for name, timing in timings.items()
+        }
+        for clock in ("wall", "cpu"):
+            encode, default, fast = (getattr(timing, clock) / seconds for timing in timings.values())
+            print(
+                f"  {seconds:5.1f} s, {clock:<5}encode {encode:.3f}, decode {default:.3f}, fast {fast:.3f}; in all "
+                f"{encode + default:.3f}, fast {encode + fast:.3f}"
+            )
     result["hot"] = hot(lambda: codec.decode(codes))
     print("  " + ", ".join(f"{name} {share:.0%}" for name, share in result["hot"]))
     return result

@@ -1,0 +1,88 @@
+"""The bench of speed as ratios: its arithmetic and that every part runs, on models of no size."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from benchmarks import ratios
+from benchmarks.measure import Sgemm
+from semanticodec.config import CodecConfig, HiFiGANConfig
+
+CONFIG = tiny.config("official")
+SMALL = dataclasses.replace(
+    CONFIG,
+    decoder=dataclasses.replace(
+        CONFIG.decoder,
+        columns=2,
+        overlap=1,
+        latent=dataclasses.replace(CONFIG.decoder.latent, vocoder=HiFiGANConfig(base=32), steps=3),
+    ),
+)
+
+
+@pytest.fixture
+def sgemm() -> Sgemm:
+    peak = Sgemm(64)
+    peak.measure()
+    return peak
+
+
+def test_published_times_are_compared_in_products() -> None:
+    assert ratios.against_published("window", 216, 68) == pytest.approx(1)
+    assert ratios.against_published("vocoder", 10.2, 136) == pytest.approx(1)
+
+
+def test_enough_steps_are_the_fewest_that_are_as_near() -> None:
+    ddim = {10: 0.5, 50: 0.1}
+    assert ratios.enough({"dpmpp_2m": {5: 0.3, 8: 0.1, 12: 0.05, 20: 0.2}, "ddim": ddim}) == 8
+    with pytest.raises(ValueError, match="empty"):
+        ratios.enough({"dpmpp_2m": {5: 0.3}, "ddim": ddim})
+
+
+def test_more_steps_come_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ratios, "REFERENCE", 60)
+    monkeypatch.setattr(ratios, "CURVE", {"dpmpp_2m": (4, 16, 60), "ddim": (4, 16)})
+    found = ratios.curve(SMALL, columns=2)
+    assert found["dpmpp_2m"][60] == 0
+    assert found["dpmpp_2m"][4] > found["dpmpp_2m"][16] > 0
+    assert found["ddim"][4] > found["ddim"][16] > 0
+
+
+def test_the_parts_of_a_decoder(sgemm: Sgemm) -> None:
+    result = ratios.measure_official(SMALL, sgemm)
+    assert set(result["times_published"]) == {"guided step", "VAE decoder", "vocoder", "window", "default, 3 steps"}
+    assert result["times_published"]["default, 3 steps"] > result["times_published"]["window"]
+    assert all(0 < share <= 1 for ops in result["hot"].values() for _, share in ops)
+
+
+def test_encoding_one_window_instead_of_two(sgemm: Sgemm) -> None:
+    result = ratios.measure_encode(CONFIG, sgemm)
+    assert result["row"]["gflop"] > 0
+    assert result["times_published"] > 1
+
+
+def test_scaling_counts_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    def preset(_: str) -> CodecConfig:
+        return CONFIG
+
+    monkeypatch.setattr(ratios, "preset", preset)
+    rows = ratios.scaling("semanticodec-100-4096", "cpu", torch.float32, [1, 2], seconds=1)
+    assert [row["batch"] for row in rows] == [1, 2]
+    assert all(row["streams"] == pytest.approx(1 / row["factor"]) for row in rows)
+    assert all(row["share"] > 0 for row in rows)
+
+
+def test_parts_not_measured_now_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ratios, "RESULTS", tmp_path)
+    monkeypatch.setattr(ratios, "Sgemm", lambda: Sgemm(64))
+    monkeypatch.setattr(ratios, "measure_start", lambda: {"--help": 0.1})
+    (tmp_path / "ratios.json").write_text('{"mini": 1}')
+    threads = torch.get_num_threads()
+    ratios.main(["--only", "start", "--write", "--threads", str(threads)])
+    result = json.loads((tmp_path / "ratios.json").read_text())
+    assert (result["mini"], result["start"]) == (1, {"--help": 0.1})
+    assert result["start_machine"]["torch"] == torch.__version__
