@@ -211,14 +211,14 @@ def scaling(
         randomise(model.codebooks.buffers(), seed=1)
         codec = SemantiCodec.from_model(config, model.to(device, dtype))
     a = torch.randn(4096 if device != "cpu" else 1024, 4096 if device != "cpu" else 1024, device=device, dtype=dtype)
-    peak = 2 * len(a) ** 3 / 1e12 / timed(lambda: [a @ a, _wait(device)], 5).wall
+    peak = 2 * len(a) ** 3 / 1e12 / timed(lambda: _wait(device, a @ a), 5).wall
     rows = []
     frames = config.frames(seconds * SAMPLE_RATE)
     for batch in batches:
         sizes = torch.tensor(config.codebook_sizes)[:, None]
         codes = (torch.rand(batch, 2, frames, generator=torch.Generator().manual_seed(0)) * sizes).long()
         count = gflop(lambda: codec.decode(codes)) / 1e3  # noqa: B023
-        wall = timed(lambda: [codec.decode(codes), _wait(device)], 2).wall  # noqa: B023
+        wall = timed(lambda: _wait(device, codec.decode(codes)), 2).wall  # noqa: B023
         factor = wall / (batch * seconds)
         rows.append({"batch": batch, "factor": factor, "streams": 1 / factor, "share": count / wall / peak})
         print(f"  {name:<24}{batch:>4} rows: real-time factor {factor:.5f} per row, {1 / factor:8.0f} streams, "
@@ -226,7 +226,9 @@ def scaling(
     return rows
 
 
-def _wait(device: str) -> None:
+def _wait(device: str, result: torch.Tensor) -> None:
+    """Return when ``result`` has really been computed."""
+    del result
     if device != "cpu":
         torch.cuda.synchronize(device)
 

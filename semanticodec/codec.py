@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self, get_args, overload
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import checkpoints
 from .audio import Resampler, as_tensor, fbank_windows, resample
@@ -149,6 +149,7 @@ class SemantiCodec:
             raise ConfigError(f"the codec is on {self.device}; CUDA graphs need device='cuda'")
         latent = self.model.latent
         vocoder = None if latent is None else latent.vocoder
+        places: list[tuple[nn.Module | None, str]]
         places = [(self.model.mae, "forward"), (self.model.residual, "forward"), (vocoder, "forward")]
         if latent is not None:
             places += [(latent.unet, "forward"), (latent.vae, "decode")]

@@ -127,7 +127,7 @@ def _shortest(encoder: Any) -> bytes:
     begin: int = point - (point - low) % (1 << 8 * 2 * _WORD)
     for size in range(octets + 1):
         unit = 1 << 8 * (octets - size)
-        found = -(-begin // unit)
+        found: int = -(-begin // unit)
         if found * unit < begin + span:
             return found.to_bytes(size, "big").rstrip(b"\0")
     raise AssertionError("an interval holds its own beginning")  # pragma: no cover
