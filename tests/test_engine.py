@@ -16,13 +16,14 @@ import torch
 from tiny import codec, noise, random_codes
 
 from benchmarks.serving import batching
+from semanticodec import SemantiCodec
 from semanticodec.wire.blocks import Block, Chunk, Geometry, chunk_of
 from semanticodec.wire.link import Lost
 from semanticodec.wire.messages import Marker
 from server.engine import Engine, Stream, Work
 from server.lanes import Done, Event, Failed, Mark, Sound, Tuned
 from server.metrics import Metrics
-from server.models import Models
+from server.models import Models, load_models
 
 RATES = (100, 50, 25)
 BLOCK = 5120
@@ -400,3 +401,25 @@ def test_the_benchmark_takes_its_times() -> None:
     gains = batching(models((100,)), streams=2, blocks=2, rounds=1, threads=1)
     assert [gain.side for gain in gains] == ["encode", "decode"]
     assert all(gain.alone.cpu > 0 and gain.batched.cpu > 0 and gain.cpu > 0 for gain in gains)
+
+
+@pytest.mark.parametrize(("device", "recorded"), [("cpu", 0), ("cuda", 3)])
+def test_only_on_a_gpu_networks_are_recorded(monkeypatch, device, recorded):
+    recordings = []
+
+    class Loaded(SemantiCodec):
+        device = torch.device(device)
+
+        def record(self):
+            recordings.append(self.config.name)
+            return self
+
+    def from_pretrained(name, *, device):
+        assert device == Loaded.device.type
+        loaded = Loaded.__new__(Loaded)
+        loaded.__dict__ |= vars(codec("mini", int(name.rsplit("-")[1])))
+        return loaded
+
+    monkeypatch.setattr("server.models.SemantiCodec.from_pretrained", from_pretrained)
+    load_models(["mini-100", "mini-50", "mini-25"], device)
+    assert len(set(recordings)) == recorded
