@@ -403,23 +403,23 @@ def test_the_benchmark_takes_its_times() -> None:
     assert all(gain.alone.cpu > 0 and gain.batched.cpu > 0 and gain.cpu > 0 for gain in gains)
 
 
-@pytest.mark.parametrize(("device", "recorded"), [("cpu", 0), ("cuda", 3)])
-def test_only_on_a_gpu_networks_are_recorded(monkeypatch, device, recorded):
+@pytest.mark.parametrize(("kind", "recorded"), [("cpu", 0), ("cuda", 3)])
+def test_only_on_a_gpu_networks_are_recorded(monkeypatch, kind, recorded):
     recordings = []
 
     class Loaded(SemantiCodec):
-        device = torch.device(device)
+        device = torch.device(kind)
 
         def record(self):
             recordings.append(self.config.name)
             return self
 
     def from_pretrained(name, *, device):
-        assert device == Loaded.device.type
+        assert device == kind
         loaded = Loaded.__new__(Loaded)
         loaded.__dict__ |= vars(codec("mini", int(name.rsplit("-")[1])))
         return loaded
 
     monkeypatch.setattr("server.models.SemantiCodec.from_pretrained", from_pretrained)
-    load_models(["mini-100", "mini-50", "mini-25"], device)
+    load_models(["mini-100", "mini-50", "mini-25"], kind)
     assert len(set(recordings)) == recorded
