@@ -124,6 +124,39 @@ def throughput(model: str, minutes: float, workers: int, folder: Path) -> dict[s
     }
 
 
+def overhead(model: str, minutes: float, folder: Path) -> dict[str, Any]:
+    """Compare the processor time of the whole pipeline and of the bare encoder, in one process, turn by turn.
+
+    A busy machine hardly changes it; the weights are loaded once, since loading does not grow with the corpus.
+    """
+    waves = recordings(minutes)
+    seconds = sum(map(len, waves)) / RATE
+    sounds = folder / "sounds"
+    sounds.mkdir()
+    for index, wave in enumerate(waves):
+        soundfile.write(sounds / f"{index:05d}.flac", wave, RATE)
+    options = CorpusOptions(model=model)
+    codec = options.work("cpu", 0).load()
+    spent: dict[str, list[float]] = {"bare": [], "pipeline": []}
+    with in_process(Tokeniser), mock.patch.object(Work, "load", return_value=codec):
+        for turn in range(3):
+            begin = time.process_time()
+            for at in range(0, len(waves), 64):
+                codec.encode([torch.from_numpy(wave) for wave in waves[at : at + 64]], RATE)
+            spent["bare"].append(time.process_time() - begin)
+            begin = time.process_time()
+            tokenize_corpus([sounds], folder / f"out{turn}", options=options)
+            spent["pipeline"].append(time.process_time() - begin)
+    best = {name: min(times) for name, times in spent.items()}
+    return {
+        "model": model,
+        "hours_of_sound": round(seconds / 3600, 4),
+        "cpu_seconds": {name: [round(one, 2) for one in times] for name, times in spent.items()},
+        "hours_per_core_hour": {name: round(seconds / one, 2) for name, one in best.items()},
+        "pipeline_over_bare": round(best["bare"] / best["pipeline"], 3),
+    }
+
+
 # --- in this process ----------------------------------------------------------------------------------------------
 
 
@@ -295,9 +328,9 @@ def kills(model: str, points: int, folder: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is asked for, print, and with ``--write`` keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=["throughput", "memory", "long", "tiny", "kills"])
+    parser.add_argument("parts", nargs="+", choices=["throughput", "overhead", "memory", "long", "tiny", "kills"])
     parser.add_argument("--model", default="mini-100")
-    parser.add_argument("--minutes", type=float, default=60, help="sound for throughput")
+    parser.add_argument("--minutes", type=float, default=60, help="sound for throughput and overhead")
     parser.add_argument("--hours", type=float, default=100, help="sound for memory")
     parser.add_argument("--long-hours", type=float, default=10)
     parser.add_argument("--files", type=int, default=10_000, help="for tiny")
@@ -307,6 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     runs = {
         "throughput": lambda folder: throughput(options.model, options.minutes, options.workers, folder),
+        "overhead": lambda folder: overhead(options.model, options.minutes, folder),
         "memory": lambda folder: memory(options.model, options.hours, folder),
         "long": lambda folder: long(options.model, options.long_hours, folder),
         "tiny": lambda folder: tiny(options.model, options.files, options.workers, folder),
