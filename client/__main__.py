@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -218,14 +219,14 @@ async def _listen(s: Connection, sink: Player | Recorder) -> None:
 
 async def _measure(s: Connection, source: AsyncIterator[Samples], rate: int) -> tuple[list[float], int, float]:
     """Return the delay of each chunk that comes back (ms), the units lost, and the net rate of the codes (bit/s)."""
-    begin: float | None = None
+    begin, made = math.inf, 0
 
     async def talk() -> None:
-        nonlocal begin
+        nonlocal begin, made
         async for piece in source:
-            if begin is None:
-                # The piece's last sample was made just now.
-                begin = time.monotonic() - len(piece) / rate
+            made += len(piece)
+            # The piece's last sample was made just now, or earlier if this task was kept waiting.
+            begin = min(begin, time.monotonic() - made / rate)
             await s.push(piece)
         await s.finish()
 
@@ -236,7 +237,7 @@ async def _measure(s: Connection, source: AsyncIterator[Samples], rate: int) -> 
         nonlocal gaps, bits, blocks
         async for item in s:
             now = time.monotonic()
-            if isinstance(item, AudioChunk) and begin is not None:
+            if isinstance(item, AudioChunk):
                 delays.append(1000 * (now - begin - item.at / rate))
             elif isinstance(item, Gap):
                 gaps += item.stop - item.seq

@@ -631,7 +631,8 @@ class TestCommand:
         args = ["all", "--out", str(tmp_path), "--steps", "7", "--precision", "bf16-mixed", "--seed", "3", "--compile"]
         result = CliRunner().invoke(app, args)
         assert result.exit_code == 0, result.output
-        assert [name for name, _ in asked] == ["mae", "semantic", "vae", "vocoder", "latent", "polish", "export"]
+        order = ["mae", "semantic", "vae", "vocoder", "latent", "polish", "export", "prior"]
+        assert [name for name, _ in asked] == order
         options = asked[0][1].options("vae")
         recipe = stages.RECIPES["vae"]
         assert options == replace(recipe, out=tmp_path, steps=7, precision="bf16-mixed", seed=3, compile=True)
