@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from semanticodec import Decoder, Encoder, SamplerOptions
-from semanticodec.errors import ConfigError, SemantiCodecError
+from semanticodec.errors import ConfigError
 from semanticodec.wire.blocks import Block, Chunk
 from semanticodec.wire.link import Lost
 from semanticodec.wire.messages import Marker
@@ -107,8 +107,8 @@ class Engine:
         post: runs a function in the event loop, from any thread.
 
     Attributes:
-        models: once they are loaded and warm, else None.
-        failure: why there will never be any.
+        models: once they are loaded and warm, and while the thread lives, else None.
+        failure: why there will never be any (again).
     """
 
     def __init__(self, load: Callable[[], Models], work: Work, metrics: Metrics, post: Post) -> None:
@@ -215,14 +215,22 @@ class Engine:
             models = self._load()
             self._warm(models)
             self.models = models
-        except (SemantiCodecError, OSError, RuntimeError) as error:
-            self.failure = f"{type(error).__name__}: {error}"
-            return
-        while self._read():
-            batch = self._choose()
-            if batch:
-                self._advance(batch)
-            self._deliver()
+            while self._read():
+                batch = self._choose()
+                if batch:
+                    self._advance(batch)
+                self._deliver()
+        except BaseException as error:
+            # Nobody is behind this thread to see it: a server whose engine is gone must say so.
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        """Let nobody in any more, and end every stream."""
+        log.error("engine", exc_info=error)
+        self.failure = f"{type(error).__name__}: {error}"
+        self.models = None
+        with contextlib.suppress(RuntimeError):  # the event loop is gone already
+            self._post(lambda: _hand_out([(stream, Failed(str(self.failure))) for stream in self._opened]))
 
     def _read(self) -> bool:
         """Take what has come in, waiting for it if there is nothing else to do; tell whether to go on."""
@@ -258,7 +266,7 @@ class Engine:
             return
         try:
             events = stream.lane.absorb()
-        except SemantiCodecError as error:
+        except Exception as error:
             self._fail(stream, error)
             return
         self._outbox += ((stream, event) for event in events)
@@ -286,7 +294,7 @@ class Engine:
         try:
             step = self._encode_step if side == "encode" else self._decode_step
             outcome = step(batch)
-        except (SemantiCodecError, RuntimeError, ValueError, IndexError) as error:
+        except Exception as error:
             if len(batch) == 1:
                 self._fail(batch[0], error)
                 return

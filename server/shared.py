@@ -177,6 +177,9 @@ class Shared:
                 limits = self._limits
                 sender = Sender[Chunk](limits.window, limits.window_bytes, request.audio_next, overflow="window")
                 session.audio_out = AudioOut(sender)
+                # How many chunks the other server has made since is not known here: one number stands for them all,
+                # and the position of the next chunk tells how long they were.
+                session.send_lost("audio", 1, "window")
             client = service.enter(session, grant, link, request)
             log.info("adopted", extra={"session": client.name, "units": units})
             await self._settle(client, place, units)

@@ -25,7 +25,7 @@ from websockets.typing import Subprotocol
 from semanticodec.wire.blocks import Block
 from semanticodec.wire.closing import Code
 from semanticodec.wire.link import Lost
-from semanticodec.wire.messages import SUBPROTOCOL, Bye, Codes, Hello, Marker, Resume, Room
+from semanticodec.wire.messages import SUBPROTOCOL, Audio, Bye, Codes, Hello, Marker, Missing, Resume, Room
 from server.backplane import Backplane, Feed, Place
 from server.config import Config
 from server.lanes import Mark
@@ -192,6 +192,34 @@ def test_a_listener_moves_without_losing_or_doubling_a_block(redis: str) -> None
                 async with peer(a, Resume(listener.ready.session, codes_next=8)) as back:  # what is there is old
                     await back.say(Bye())
                     await back.closed()
+
+    run(test)
+
+
+def test_a_listener_to_sound_that_moves_is_told_of_what_it_lacks(redis: str) -> None:
+    async def test() -> None:
+        wave = sound(8 * BLOCK)
+        async with (
+            two(redis) as (a, b),
+            peer(a, publish(room="heard")) as publisher,
+            peer(a, listen("audio", room="heard")) as listener,
+            peer(b, listen("codes", room="heard")) as witness,
+        ):
+            await publisher.audio(wave[: 4 * BLOCK], flush=False)
+            await listener.until(lambda: len(listener.of(Audio)) >= 2)
+            assert listener.ready is not None
+            listener.ws.transport.abort()
+            await publisher.audio(wave[4 * BLOCK : 6 * BLOCK], begin=4 * BLOCK, flush=False)
+            await witness.until(lambda: len(witness.blocks()) == 5)
+            last = listener.of(Audio)[-1]
+            async with peer(b, Resume(listener.ready.session, audio_next=last.seq + 1)) as again:
+                await again.until(lambda: bool(again.of(Missing)))
+                assert again.of(Missing) == [Missing(last.seq + 1, last.seq + 2, "window", "audio", 1)]
+                await publisher.audio(wave[6 * BLOCK :], begin=6 * BLOCK)
+                await again.until(lambda: bool(again.of(Marker)))
+                first = again.of(Audio)[0]
+                assert (first.seq, first.at) == (last.seq + 2, 5 * BLOCK)
+                assert again.of(Marker)[0].at == 8 * BLOCK
 
     run(test)
 

@@ -17,6 +17,7 @@ from tiny import codec, noise, random_codes
 
 from benchmarks.serving import batching
 from semanticodec import SemantiCodec
+from semanticodec.errors import ConfigError
 from semanticodec.wire.blocks import Block, Chunk, Geometry, chunk_of
 from semanticodec.wire.link import Lost
 from semanticodec.wire.messages import Marker
@@ -359,6 +360,45 @@ def test_what_cannot_be_loaded_is_said() -> None:
     bench = Bench(Work(), load)
     assert bench.engine.models is None
     assert "no such disk" in str(bench.engine.failure)
+
+
+def test_whatever_loading_raises_is_said() -> None:
+    def load() -> Models:
+        raise KeyError("no such preset")
+
+    assert "no such preset" in str(Bench(Work(), load).engine.failure)
+
+
+def test_a_lane_that_breaks_ends_its_stream_and_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = bench.encode("bad")
+
+    def absorb() -> list[Event]:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(stream.lane, "absorb", absorb)
+    send(stream, sound(BLOCK))
+    good = bench.encode("good")
+    send(good, sound(2 * BLOCK))
+    bench.wait(lambda: bool(bench.of("bad", Failed)) and bool(bench.of("good", Block)))
+    assert bench.of("bad", Failed) == [Failed("TypeError: a bug")]
+    assert bench.engine.failure is None
+
+
+def test_a_thread_that_dies_says_so_and_ends_every_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(Work(batch=1, threads=1))
+    stream = bench.encode("x")
+
+    def choose() -> list[Stream]:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(bench.engine, "_choose", choose)
+    send(stream, sound(100))
+    bench.wait(lambda: bool(bench.of("x", Failed)))
+    assert bench.engine.failure == "AssertionError: a bug"
+    assert bench.engine.models is None
+    with pytest.raises(ConfigError):
+        bench.encode("y")
+    bench.engine.stop()
 
 
 def test_accelerators_see_few_shapes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
