@@ -145,7 +145,7 @@ class TokenDataset(IterableDataset[dict[str, Tensor]]):
         if readers > len(self._units):
             raise ConfigError(
                 f"{readers} readers share {len(self._units)} row groups, each needs one: "
-                "start fewer workers, or write smaller row groups"
+                "start fewer workers, or tokenise with a smaller --shard-mb"
             )
         start, self._start, self._resumed = self._start, Position(), None
         self._position = start

@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import numpy as np
@@ -76,11 +75,11 @@ def kill(name: str) -> bool:
     return False
 
 
-def check(clips: Path, tmp_path: Path, disturb: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokenise with a disturbance in mid-run and compare with what one process gives."""
+def check(clips: Path, tmp_path: Path, disturb: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenise with a disturbance in mid-run, which says whether it did, and compare with what one process gives."""
     monkeypatch.setattr("semanticodec.corpus.run.CHUNK_ITEMS", 2)
     (clips / "poison.wav").write_bytes((clips / "00.wav").read_bytes())
-    disturbed: list[Any] = []
+    disturbed: list[bool] = []
 
     def progress(status: Progress) -> None:
         if status.items and not disturbed:
@@ -89,7 +88,7 @@ def check(clips: Path, tmp_path: Path, disturb: Callable[[], object], monkeypatc
 
     source = f"poison://{clips}"
     statistics = tokenize_corpus([source], tmp_path / "out", options=OPTIONS, progress=progress)
-    assert disturbed
+    assert disturbed == [True]
     assert (statistics["rows"], statistics["failures"]) == (24, 2)
     failures = pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()
     assert {one["id"]: one["error"] for one in failures} == {"empty.wav": "AudioError", "poison.wav": "WorkerDied"}
@@ -100,7 +99,7 @@ def check(clips: Path, tmp_path: Path, disturb: Callable[[], object], monkeypatc
 
 def test_poison(nodes: Nodes, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(nodes.cluster.list_all_nodes()) == 2
-    check(clips, tmp_path, lambda: None, monkeypatch)
+    check(clips, tmp_path, lambda: True, monkeypatch)
 
 
 @pytest.mark.usefixtures("nodes")
@@ -109,4 +108,8 @@ def test_a_killed_encoder(clips: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_lost_node(nodes: Nodes, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    check(clips, tmp_path, lambda: nodes.cluster.remove_node(nodes.second, allow_graceful=False), monkeypatch)
+    def lose() -> bool:
+        nodes.cluster.remove_node(nodes.second, allow_graceful=False)
+        return len(nodes.cluster.list_all_nodes()) == 1
+
+    check(clips, tmp_path, lose, monkeypatch)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from ..codec import SemantiCodec
@@ -78,7 +78,7 @@ def statistics(output: Output, markers: list[Marker], manifest: dict[str, Any]) 
     rates: dict[int, int] = {}
     frames = 0
     if manifest["shards"]["format"] == "parquet" and any(marker.rows for marker in markers):
-        columns = ["id", "semantic", "acoustic", "frames", "sample_rate", "audio_sha256"]
+        columns = ["id", "semantic", "acoustic", "frames", "sample_rate", "channel", "audio_sha256"]
         for batch in read_rows(output.folder, columns):
             for count, name in zip(counts, ("semantic", "acoustic"), strict=True):
                 count += np.bincount(batch.column(name).flatten().to_numpy(), minlength=len(count))
@@ -87,8 +87,10 @@ def statistics(output: Output, markers: list[Marker], manifest: dict[str, Any]) 
                 *np.unique(batch.column("sample_rate").to_numpy(), return_counts=True), strict=True
             ):
                 rates[int(rate)] = rates.get(int(rate), 0) + int(number)
-            sounds.append(_digests(batch.column("audio_sha256")))
-            ids.append(_digests(batch.column("id")))
+            # The channels of a recording share its hash.
+            pairs = zip(batch.column("audio_sha256").to_pylist(), batch.column("channel").to_pylist(), strict=True)
+            sounds.append(_digests(f"{sound} {channel}" for sound, channel in pairs))
+            ids.append(_digests(batch.column("id").to_pylist()))
     rows = sum(marker.rows for marker in markers)
     result: dict[str, Any] = {
         "rows": rows,
@@ -113,9 +115,9 @@ def statistics(output: Output, markers: list[Marker], manifest: dict[str, Any]) 
     return result
 
 
-def _digests(column: pa.Array) -> np.ndarray:
+def _digests(texts: Iterable[str]) -> np.ndarray:
     """Return 8 bytes per value, enough to count duplicates among billions: one false one in 40 at 10^9 rows."""
-    short = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in column.to_pylist())
+    short = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(short), np.uint64)
 
 

@@ -67,6 +67,7 @@ class CorpusOptions:
                 raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}")
         for name, number in (
             ("workers", self.workers),
+            ("encoders", self.encoders),
             ("batch_seconds", self.batch_seconds),
             ("shard_mb", self.shard_mb),
         ):

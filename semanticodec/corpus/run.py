@@ -16,12 +16,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..devices import usable_device
-from ..errors import ConfigError
+from ..errors import ConfigError, SemantiCodecError
 from . import card, local
 from .inputs import Plan, find_items
 from .options import CorpusOptions
 from .records import Finished, Item
-from .shards import CARD, FAILURES, MANIFEST, STATISTICS, Committer, Output, read_failures, write_atomic, write_json
+from .shards import (
+    CARD,
+    DATA,
+    FAILURES,
+    LOCK,
+    MANIFEST,
+    RUN,
+    STATISTICS,
+    Committer,
+    Output,
+    read_failures,
+    write_atomic,
+    write_json,
+)
 
 CHUNK_ITEMS = 64
 """Items in a chunk at most."""
@@ -74,8 +87,9 @@ def tokenize_corpus(
 
     Raises:
         ConfigError: inputs or options make no sense, or ``output`` holds a corpus and neither ``resume`` nor
-            ``overwrite`` is given, or one of other options.
+            ``overwrite`` is given, or one of other options, or another run is writing to it.
         CheckpointError: weights are missing or damaged.
+        SemantiCodecError: the engine ended without having done everything; ``resume`` goes on.
     """
     options = options or CorpusOptions()
     names = [os.fspath(name) for name in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
@@ -86,10 +100,10 @@ def tokenize_corpus(
         if options.engine == "local":
             usable_device(device)
     manifest = card.manifest(options, names)
-    _prepare(folder, manifest, resume=resume, overwrite=overwrite)
-    if folder.complete:
-        return dict(json.loads((folder.folder / STATISTICS).read_text()))
     with _locked(folder):
+        _prepare(folder, manifest, resume=resume, overwrite=overwrite)
+        if folder.complete:
+            return dict(json.loads((folder.folder / STATISTICS).read_text()))
         plan = _plan(folder, names, options)
         committer = Committer(folder, len(plan), options.form, int(options.shard_mb * 1e6))
         watch = _Watch(plan, committer, progress)
@@ -97,19 +111,23 @@ def tokenize_corpus(
         for finished in _engine(options, plan, committer.missing()):
             committer.add(finished)
             watch.tell(finished)
-        statistics = _finish(folder, committer, manifest)
-    shutil.rmtree(folder.work)
-    return statistics
+        if not committer.complete:
+            left = sum(1 for _ in committer.missing())
+            raise SemantiCodecError(f"the engine ended with {left} chunks still to do; --resume goes on with them")
+        return _finish(folder, committer, manifest)
 
 
 def _prepare(folder: Output, manifest: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Make sure that the folder is for this run."""
-    if folder.folder.exists() and not folder.folder.is_dir():
-        raise ConfigError(f"{folder.folder} is a file; the output is a folder")
     if folder.started and overwrite:
         folder.clear()
-    stated = folder.folder / MANIFEST if folder.complete else folder.work / "run.json"
-    if folder.started and stated.exists():
+    stated = folder.folder / MANIFEST if folder.complete else folder.work / RUN
+    if not folder.started:
+        if (folder.folder / DATA).exists():
+            raise ConfigError(f"{folder.folder / DATA} is no tokenisation's; choose another output folder")
+    elif not stated.exists():
+        raise ConfigError(f"{folder.folder} holds what is left of a corpus half deleted; --overwrite deletes the rest")
+    else:
         if not resume:
             raise ConfigError(
                 f"{folder.folder} holds a corpus already; --resume goes on with it, --overwrite deletes it"
@@ -120,19 +138,30 @@ def _prepare(folder: Output, manifest: dict[str, Any], *, resume: bool, overwrit
             told = "; ".join(f"{name} was {before.get(name)!r} and is {manifest[name]!r}" for name in changed)
             raise ConfigError(f"{folder.folder} was begun with other options: {told}"[:2000])
         return
-    folder.parts.mkdir(parents=True, exist_ok=True)
-    write_json(folder.work / "run.json", manifest)
+    write_json(folder.work / RUN, manifest)
 
 
 @contextlib.contextmanager
 def _locked(folder: Output) -> Iterator[None]:
-    """Keep two runs out of one folder."""
-    with (folder.work / "lock").open("w") as file:
+    """Keep two runs out of one folder, and leave no working files in it unless they are needed to go on."""
+    if folder.folder.exists() and not folder.folder.is_dir():
+        raise ConfigError(f"{folder.folder} is a file; the output is a folder")
+    path = folder.work / LOCK
+    folder.work.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another run is writing to {folder.folder}") from error
-        yield
+            # The run that ends deletes the file: a lock on one that is no longer there keeps nobody out.
+            held = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        except BlockingIOError:
+            held = False
+        if not held:
+            raise ConfigError(f"another run is writing to {folder.folder}")
+        try:
+            yield
+        finally:
+            if folder.complete or not folder.started:
+                shutil.rmtree(folder.work)
 
 
 def _plan(folder: Output, names: list[str], options: CorpusOptions) -> Plan:

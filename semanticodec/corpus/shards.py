@@ -28,12 +28,13 @@ from ..errors import ConfigError, CorruptedError
 from .records import FAILURE_SCHEMA, SCHEMA, Finished
 from .writers import WRITERS, Format
 
-GROUP_BYTES = 32 << 20
-"""Size of the pieces (row groups in Parquet) that a shard is written in."""
+GROUP_BYTES = 1 << 20
+"""Size of the pieces (row groups in Parquet) that a shard is written in: some hours, so that readers can share them."""
 ROW_BYTES = 300
 """What a row takes beside its codes, about."""
 MANIFEST, STATISTICS, CARD, FAILURES = "manifest.json", "statistics.json", "README.md", "failures.parquet"
 DATA, DONE, WORK = "data", "done", "_work"
+RUN, LOCK = "run.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ class Output:
 
     @property
     def started(self) -> bool:
-        """Whether a tokenisation was begun here."""
-        return self.work.exists() or (self.folder / MANIFEST).exists()
+        """Whether a tokenisation was begun here, or its deletion was."""
+        return self.complete or (self.folder / DONE).exists() or (self.work / RUN).exists()
 
     @property
     def complete(self) -> bool:
@@ -109,12 +110,18 @@ class Output:
         return (self.folder / MANIFEST).exists()
 
     def clear(self) -> None:
-        """Delete what a tokenisation made, and nothing else."""
-        # The manifest goes first: what is left of a deletion that is interrupted is no complete corpus.
-        for name in (MANIFEST, STATISTICS, CARD, FAILURES):
-            (self.folder / name).unlink(missing_ok=True)
-        for name in (DATA, DONE, WORK):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        """Delete what a tokenisation made, and nothing else; the lock stays."""
+        # What is left of a deletion that is interrupted must be no corpus that can be read or gone on with, so what
+        # says that it is goes first; and must be known as a corpus's rest, which is what the markers, the last, say.
+        (self.folder / DONE).mkdir(exist_ok=True)
+        for path in (self.work / RUN, *(self.folder / name for name in (MANIFEST, STATISTICS, CARD, FAILURES))):
+            path.unlink(missing_ok=True)
+        rest = [path for path in self.work.iterdir() if path.name != LOCK] if self.work.exists() else []
+        for path in (*rest, self.folder / DATA, self.folder / DONE):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def markers(self) -> list[Marker]:
         """Return the done-markers, in order.
@@ -172,6 +179,11 @@ class Committer:
                 self._done[int(path.stem)] = _weight(output.load_part(int(path.stem)))
         self._next = self._first
         self._bytes = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is in a shard."""
+        return self._first == self._chunks
 
     def missing(self) -> Iterator[int]:
         """Return the chunks that are still to be worked through."""

@@ -1,0 +1,211 @@
+"""Runs of the tokeniser that are interrupted, meet each other or get less than they asked for, and their checking."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+
+from semanticodec.corpus import CorpusOptions, card, local, tokenize_corpus
+from semanticodec.corpus.records import Finished, Item, schema
+from semanticodec.corpus.shards import Committer, Output
+from semanticodec.corpus.worker import Tokeniser, Work
+from semanticodec.errors import ConfigError, SemantiCodecError
+
+OPTIONS = CorpusOptions(model="mini-25", batch_seconds=5.12, shard_mb=0.001)
+
+
+@pytest.fixture(scope="module")
+def tokeniser() -> Iterator[Tokeniser]:
+    threads = torch.get_num_threads()
+    yield Tokeniser(OPTIONS.work("cpu", 0))
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def manifest() -> dict[str, Any]:
+    return card.manifest(OPTIONS, [])
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tokeniser: Tokeniser, manifest: dict[str, Any]) -> None:
+    """Work in this process, in chunks of one input, and do nothing twice that takes long."""
+    done: dict[Any, Finished] = {}
+
+    def run(chunks: Iterator[tuple[int, list[Item]]], works: list[Work]) -> Iterator[Finished]:
+        own = tokeniser if works[0] == OPTIONS.work("cpu", 0) else Tokeniser(works[0])
+        for chunk, items in chunks:
+            key = (works[0], tuple(item.source for item in items))
+            if key not in done:
+                done[key] = own.run(chunk, items)
+            yield dataclasses.replace(done[key], chunk=chunk)
+
+    def stated(options: CorpusOptions, names: list[str]) -> dict[str, Any]:
+        return manifest | {"channels": options.channels, "inputs": names}
+
+    monkeypatch.setattr(local, "run", run)
+    monkeypatch.setattr(card, "manifest", stated)
+    monkeypatch.setattr("semanticodec.corpus.run.CHUNK_ITEMS", 1)
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for index in range(3):
+        wave = np.random.default_rng(index).normal(0, 0.1, 6_000 + 1_000 * index)
+        soundfile.write(folder / f"{index}.wav", wave, 16_000)
+    (folder / "bad.wav").touch()
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+class PowerFails(BaseException):
+    pass
+
+
+def failing(patch: pytest.MonkeyPatch, owner: Any, name: str, due: Callable[[], bool]) -> None:
+    function = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if due():
+            raise PowerFails
+        return function(*args, **kwargs)
+
+    patch.setattr(owner, name, wrapped)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["finished", "half done"])
+def test_a_deletion_interrupted_anywhere_is_ended_by_the_next(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: bool
+):
+    first, whole = tmp_path / "first", tmp_path / "whole"
+
+    def stop(status: Any) -> None:
+        if half and status.items == 3:
+            raise KeyboardInterrupt
+
+    if half:
+        with pytest.raises(KeyboardInterrupt):
+            tokenize_corpus([clips], first, options=OPTIONS, progress=stop)
+    else:
+        tokenize_corpus([clips], first, options=OPTIONS)
+    (clips / "2.wav").unlink()  # what is left of the first corpus must not get into the second
+    tokenize_corpus([clips], whole, options=OPTIONS)
+    for call in range(100):
+        out = tmp_path / f"out{call}"
+        shutil.copytree(first, out)
+        calls = iter(range(10**6))
+        with monkeypatch.context() as patch:
+            for owner, name in ((Path, "unlink"), (Path, "mkdir"), (shutil, "rmtree"), (shutil.os, "unlink")):
+                failing(patch, owner, name, lambda: next(calls) == call)  # noqa: B023
+            try:
+                Output(out).clear()
+                break
+            except PowerFails:
+                pass
+        assert Output(out).started
+        if any((out / name).exists() for name in ("manifest.json", "_work/run.json")):
+            assert contents(out) == contents(first)
+        else:
+            with pytest.raises(ConfigError, match="--overwrite deletes the rest"):
+                tokenize_corpus([clips], out, options=OPTIONS, resume=True)
+        tokenize_corpus([clips], out, options=OPTIONS, overwrite=True)
+        assert contents(out) == contents(whole)
+    assert call > 6
+    assert not Output(out).started
+
+
+def test_a_run_keeps_others_out_of_its_folder(clips: Path, tmp_path: Path):
+    tokenize_corpus([clips], tmp_path / "whole", options=OPTIONS)
+    out = tmp_path / "out"
+    seen = []
+
+    def intrude(status: Any) -> None:
+        for how in ({"overwrite": True}, {"resume": True}, {}):
+            with pytest.raises(ConfigError, match="another run is writing"):
+                tokenize_corpus([clips], out, options=OPTIONS, **how)
+        seen.append(status.items)
+
+    tokenize_corpus([clips], out, options=OPTIONS, progress=intrude)
+    assert seen == [0, 1, 2, 3, 4]
+    tokenize_corpus([clips], out, options=OPTIONS, overwrite=True, progress=intrude)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(clips: Path, tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.wav").touch()
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="choose another output folder"):
+            tokenize_corpus([clips], tmp_path, options=OPTIONS, overwrite=overwrite)
+    assert (tmp_path / "data" / "mine.wav").exists()
+    assert not (tmp_path / "_work").exists()
+
+
+def test_killed_after_the_manifest(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        failing(patch, shutil, "rmtree", lambda: (out / "manifest.json").exists())
+        with pytest.raises(PowerFails):
+            tokenize_corpus([clips], out, options=OPTIONS)
+    assert (out / "_work").exists()
+    assert tokenize_corpus([clips], out, options=OPTIONS, resume=True)["rows"] == 3
+    assert not (out / "_work").exists()
+
+
+@pytest.mark.parametrize("lost", range(4))
+def test_an_engine_that_delivers_less(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int):
+    whole = local.run
+
+    def less(chunks: Iterator[tuple[int, list[Item]]], works: list[Work]) -> Iterator[Finished]:
+        return (finished for finished in whole(chunks, works) if finished.chunk != lost)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "run", less)
+        with pytest.raises(SemantiCodecError, match="ended with 1 chunks still to do"):
+            tokenize_corpus([clips], out, options=OPTIONS)
+    assert not Output(out).complete
+    assert tokenize_corpus([clips], out, options=OPTIONS, resume=True)["rows"] == 3
+
+
+def test_channels_are_no_duplicates(clips: Path, tmp_path: Path):
+    wave = np.random.default_rng(9).normal(0, 0.1, (6_000, 2))
+    for name in ("stereo", "again"):
+        soundfile.write(clips / f"{name}.wav", wave, 16_000)
+    options = CorpusOptions(model="mini-25", batch_seconds=5.12, channels="split")
+    statistics = tokenize_corpus([clips], tmp_path / "out", options=options)
+    assert (statistics["rows"], statistics["duplicates"]) == (7, 2)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_as_few_encoders_as_that(number: int):
+    with pytest.raises(ConfigError, match=r"encoders=.* must be more than 0"):
+        CorpusOptions(encoders=number)
+
+
+def test_an_hour_of_codes_has_row_groups_to_share(tmp_path: Path):
+    output = Output(tmp_path)
+    committer = Committer(output, 16, "parquet", 200_000_000)
+    codes = np.zeros(360_000 // 4, np.uint16)  # an hour at 25 frames a second
+    facts = dict(frames=len(codes), samples=1, sample_rate=16_000, source="s", offset=0, audio_sha256="0")
+    for chunk in range(16):
+        rows = pa.Table.from_pylist([{"id": f"{chunk}", "semantic": codes, "acoustic": codes, **facts}], schema(False))
+        committer.add(Finished(chunk, rows, [], 3600.0))
+    (shard,) = (tmp_path / "data").iterdir()
+    assert pq.ParquetFile(shard).num_row_groups >= 4
