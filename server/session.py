@@ -10,6 +10,7 @@ import hmac
 from dataclasses import dataclass
 from enum import Enum
 
+from semanticodec.config import SAMPLE_RATE
 from semanticodec.errors import StreamError, WireError
 from semanticodec.wire.blocks import Block, Chunk, Geometry, Meter, agreed, choose_bundle, coding_features
 from semanticodec.wire.channel import Arrived, AudioOut, CodesOut, Inlet
@@ -19,6 +20,7 @@ from semanticodec.wire.link import Lost, Sender
 from semanticodec.wire.messages import (
     FEATURES,
     MAX_AUDIO_BYTES,
+    MAX_SEQ,
     Ack,
     Audio,
     Codes,
@@ -35,6 +37,9 @@ from semanticodec.wire.messages import (
 )
 
 from .limits import SECOND, Limits
+
+MAX_POSITION = MAX_SEQ // 16
+"""Where a client's stream may stand at 16 kHz: from there it still fits into a message at every listener's rate."""
 
 
 class SessionState(Enum):
@@ -212,11 +217,13 @@ class Session:
 
         Raises:
             Refused: it is another stream's, or beyond what was granted.
-            WireError: it makes no sense.
+            WireError: it makes no sense, or its position is beyond ``MAX_POSITION``.
         """
         kind = "audio" if isinstance(message, Audio) else "codes" if isinstance(message, Codes) else message.kind
         if self._inlet is None or self._inlet.kind != kind:
             raise Refused(Code.WRONG_ORDER, f"a {self.hello.role} client that sends {self.hello.send} sent {kind}")
+        if not isinstance(message, Missing):
+            self._check_position(message)
         if isinstance(message, Audio | Codes):
             stop = message.seq + self._inlet.units(message)
             if stop > self._granted:
@@ -231,6 +238,12 @@ class Session:
         if self.pending_bytes > self.limits.pending_bytes:
             raise Refused(Code.OVERRUN, f"{self.pending_bytes} bytes wait; {self.limits.pending_bytes} may")
         return found
+
+    def _check_position(self, message: Audio | Codes | Marker) -> None:
+        audio = isinstance(message, Audio) or (isinstance(message, Marker) and message.kind == "audio")
+        rate = self.hello.sample_rate if audio else SAMPLE_RATE
+        if message.at is not None and message.at * SAMPLE_RATE > MAX_POSITION * rate:
+            raise WireError(f"sample {message.at} at {rate} Hz; wanted a position up to {MAX_POSITION} at 16 kHz")
 
     def ack(self, message: Ack) -> None:
         """Take the client's word for what it has received.

@@ -38,7 +38,7 @@ from semanticodec.wire.messages import (
 )
 from server.connection import Asked, Connection, Left, State, clip
 from server.limits import SECOND, Limits, Throttle
-from server.session import Offer, Session, SessionState
+from server.session import MAX_POSITION, Offer, Session, SessionState
 
 MINI = Geometry(5120, (12, 13), (100, 50, 25))
 OFFER = Offer(MINI, ("mini-100", "mini-50", "mini-25"), ("00000000", "11111111", "22222222"), 100)
@@ -341,6 +341,19 @@ class TestStrangers:
         connection = opened(dataclasses.replace(LOOP, sample_format="f32"))
         connection.receive(encode(Audio(0, 0, bytes(6))), 0)
         assert refusal(connection) is Code.BAD_MESSAGE
+
+    @pytest.mark.parametrize("rate", [8000, 16000, 192000])
+    def test_positions_that_do_not_fit_at_every_rate(self, rate: int):
+        last = MAX_POSITION * rate // 16000
+        hello = dataclasses.replace(LOOP, sample_rate=rate)
+        audio = [Audio(0, last, b"ab"), Marker(1, 0, at=last, kind="audio")]
+        codes = [Codes(0, bytes(50), at=MAX_POSITION), Marker(1, 0, at=MAX_POSITION)]
+        for hello, good in [*((hello, m) for m in audio), *((PUBLISH, m) for m in codes)]:
+            connection = opened(hello)
+            assert [type(event) for event in connection.receive(encode(good), 0)] != [Left]
+            connection = opened(hello)
+            connection.receive(encode(dataclasses.replace(good, at=good.at + 1)), 0)
+            assert refusal(connection) is Code.BAD_MESSAGE
 
     def test_acks_of_what_was_never_sent(self):
         connection = opened(SUBSCRIBE)
