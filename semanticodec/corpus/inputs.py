@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import json
+import math
 import os
 import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import ConfigError
-from .records import Item, printable
+from .records import Item, irregular, locate, printable
 
 SOUNDS = frozenset(
     f".{ending}"
@@ -38,6 +41,8 @@ PATHS = ("audio_filepath", "path", "audio_path", "wav", "audio", "file")
 """Fields that may name the sound in a line of a manifest."""
 STARTS = ("offset", "start")
 IDS = ("id", "utt_id", "key", "__key__")
+LONGEST = 1e9
+"""Seconds; more is a mistake, and would overflow."""
 CUTS = frozenset({"MonoCut", "MultiCut", "MixedCut", "PaddingCut"})
 
 
@@ -60,30 +65,64 @@ def find_items(inputs: Iterable[str]) -> Iterator[Item]:
 
 
 def _expand(name: str) -> Iterator[Item]:
-    file_system, path = url_to_fs(name)
-    remote = "file" not in file_system.protocol
-
-    def address(found: str) -> str:
-        return str(file_system.unstrip_protocol(found)) if remote else found
-
+    try:
+        file_system, path = locate(name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{printable(name)} cannot be opened: {error}") from error
+    local = isinstance(file_system, LocalFileSystem)
     if file_system.isdir(path):
-        walk = _walk_remote(file_system, path) if remote else _walk(path)
-        for found in walk:
-            yield from _file(address(found), posixpath.relpath(found, path))
-    elif file_system.exists(path) or (not remote and os.path.lexists(path)):
-        yield from _file(address(path), posixpath.basename(path))
+        yield from _folder(file_system, path, path)
+    elif file_system.exists(path) or (local and os.path.lexists(path)):
+        yield from _file(_address(file_system, path), posixpath.basename(path))
     elif any(mark in path for mark in "*?["):
-        for found in sorted(str(match) for match in file_system.glob(path)):
-            if not file_system.isdir(found):
-                yield from _file(address(found), posixpath.basename(found))
+        yield from _glob(file_system, path)
     else:
         raise ConfigError(f"{printable(name)} does not exist")
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """Return the files of a local folder in order, entering each folder once, however symbolic links go round."""
+def _address(file_system: fsspec.AbstractFileSystem, path: str) -> str:
+    return path if isinstance(file_system, LocalFileSystem) else str(file_system.unstrip_protocol(path))
+
+
+def _glob(file_system: fsspec.AbstractFileSystem, pattern: str) -> Iterator[Item]:
+    """Return the items of every match, named relative to the folder that the pattern begins with."""
+    fixed = pattern[: min(pattern.find(mark) for mark in "*?[" if mark in pattern)]
+    base = posixpath.dirname(fixed) or "."
+    walked: set[str] = set()
+    for found in sorted(str(match).rstrip("/") for match in file_system.glob(pattern)):
+        if walked.intersection(_parents(found)):
+            continue  # ** matches a folder and what is in it
+        if file_system.isdir(found):
+            walked.add(found)
+            yield from _folder(file_system, found, base)
+        else:
+            yield from _file(_address(file_system, found), posixpath.relpath(found, base))
+
+
+def _folder(file_system: fsspec.AbstractFileSystem, folder: str, base: str) -> Iterator[Item]:
+    """Return the items of a folder, named relative to ``base``."""
+    walk = _walk(folder) if isinstance(file_system, LocalFileSystem) else _walk_remote(file_system, folder)
+    for found, error in walk:
+        name = posixpath.relpath(found, base)
+        if error is None:
+            yield from _file(_address(file_system, found), name)
+        else:
+            yield _unsearchable(found, name, error)
+
+
+def _parents(path: str) -> Iterator[str]:
+    while path != (path := posixpath.dirname(path)):
+        yield path
+
+
+def _walk(folder: str) -> Iterator[tuple[str, OSError | None]]:
+    """Return the files of a local folder in order, entering each folder once, however symbolic links go round.
+
+    A folder that cannot be read comes with its error.
+    """
     entered = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    closed: list[OSError] = []
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=closed.append):
         status = os.stat(root)
         if (status.st_dev, status.st_ino) in entered:
             folders.clear()
@@ -92,13 +131,15 @@ def _walk(folder: str) -> Iterator[str]:
         folders.sort(key=os.fsencode)
         for file in sorted(files, key=os.fsencode):
             if os.path.splitext(file)[1].lower() in FOLDER_ENDINGS:
-                yield os.path.join(root, file)
+                yield os.path.join(root, file), None
+    for error in sorted(closed, key=lambda one: os.fsencode(one.filename)):
+        yield error.filename, error
 
 
-def _walk_remote(file_system: fsspec.AbstractFileSystem, folder: str) -> Iterator[str]:
+def _walk_remote(file_system: fsspec.AbstractFileSystem, folder: str) -> Iterator[tuple[str, None]]:
     for file in sorted(file_system.find(folder)):
         if posixpath.splitext(file)[1].lower() in FOLDER_ENDINGS:
-            yield file
+            yield file, None
 
 
 def _file(source: str, name: str) -> Iterator[Item]:
@@ -107,6 +148,9 @@ def _file(source: str, name: str) -> Iterator[Item]:
     packed = ending == ".gz"
     ending = posixpath.splitext(stem)[1] if packed else ending
     try:
+        file_system, path = locate(source)
+        if isinstance(file_system, LocalFileSystem) and irregular(path):
+            raise OSError("this is no regular file")
         if ending in MANIFESTS:
             yield from _manifest(source)
         elif ending == ".tar" and packed:
@@ -117,23 +161,29 @@ def _file(source: str, name: str) -> Iterator[Item]:
             yield from _table(source, TABLES[ending])
         else:
             yield Item(printable(name), "file", source, size=_size(source))
-    except (OSError, tarfile.TarError, pa.ArrowException, UnicodeDecodeError, EOFError) as error:
-        yield Item(printable(name), "bad", source, extra=f"cannot be searched for sound: {error}")
+    except Exception as error:
+        # A damaged file may raise anything in the libraries that open it, and must not end the listing of the others.
+        yield _unsearchable(source, name, error)
+
+
+def _unsearchable(source: str, name: str, error: Exception) -> Item:
+    return Item(printable(name), "bad", source, extra=f"cannot be searched for sound: {error}")
 
 
 def _size(source: str) -> int:
-    file_system, path = url_to_fs(source)
     try:
+        file_system, path = locate(source)
         return int(file_system.size(path) or 0)
-    except OSError:
-        return 0  # reading it will tell
+    except Exception:
+        return 0  # reading it will tell, whatever it is
 
 
 # --- manifests ----------------------------------------------------------------------------------------------------
 
 
 def _manifest(source: str) -> Iterator[Item]:
-    with fsspec.open(source, "rb") as raw:
+    file_system, path = locate(source)
+    with file_system.open(path, "rb") as raw:
         file = gzip.GzipFile(fileobj=raw) if source.lower().endswith(".gz") else raw
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -141,16 +191,25 @@ def _manifest(source: str) -> Iterator[Item]:
 
 
 def _line(source: str, number: int, line: bytes) -> Item:
-    where = f"{posixpath.basename(source)}:{number}"
+    where = f"{printable(posixpath.basename(source))}:{number}"
     try:
         entry = json.loads(line)
         if not isinstance(entry, dict):
             raise ValueError("a line must be a JSON object")
-        if entry.get("type") in CUTS:
-            return _cut(source, entry)
-        return _entry(source, entry)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        return Item(where, "bad", source, member=str(number), extra=f"line {number} is no entry of a manifest: {error}")
+        item = _cut(source, entry) if entry.get("type") in CUTS else _entry(source, entry)
+        os.fsencode(item.source)  # raises for half a surrogate pair, which JSON may hold and no file name can
+        return item
+    except Exception as error:
+        # The fields of a line may be of any type and depth; what that raises must not end the listing of the others.
+        told = f"line {number} is no entry of a manifest: {type(error).__name__}: {error}"
+        return Item(where, "bad", source, member=str(number), extra=told)
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not math.isfinite(seconds) or abs(seconds) > LONGEST:
+        raise ValueError(f"{seconds:g} s is no time in a recording")
+    return seconds
 
 
 def _entry(source: str, entry: dict[str, Any]) -> Item:
@@ -160,11 +219,12 @@ def _entry(source: str, entry: dict[str, Any]) -> Item:
     start = next((name for name in STARTS if entry.get(name) is not None), None)
     identity = next((name for name in IDS if entry.get(name) is not None), None)
     path = entry[field]
-    begin = 0.0 if start is None else float(entry[start])
+    begin = 0.0 if start is None else _seconds(entry[start])
     # Without a start the duration describes the file, and may be rounded: all of it is meant.
-    duration = None if start is None or entry.get("duration") is None else float(entry["duration"])
+    stated = None if entry.get("duration") is None else _seconds(entry["duration"])
+    duration = None if start is None else stated
     text = entry.get("text")
-    default = path if start is None else f"{path}@{begin:g}"
+    default = path if start is None else f"{path}@{begin!r}" + ("" if duration is None else f"+{duration!r}")
     used = {field, start, identity, "text" if isinstance(text, str) else None}
     return Item(
         printable(str(entry[identity])) if identity else printable(default),
@@ -174,7 +234,7 @@ def _entry(source: str, entry: dict[str, Any]) -> Item:
         duration=duration,
         text=text if isinstance(text, str) else None,
         metadata=_metadata({name: value for name, value in entry.items() if name not in used}),
-        size=int(float(entry.get("duration") or 0) * 32_000),
+        size=max(0, int((stated or 0) * 32_000)),
     )
 
 
@@ -199,7 +259,7 @@ def _cut(source: str, cut: dict[str, Any]) -> Item:
         text=" ".join(texts) or None,
         metadata=_metadata({name: value for name, value in about.items() if value}),
         extra=json.dumps(cut),
-        size=int(float(cut.get("duration") or 0) * 32_000),
+        size=max(0, int(_seconds(cut.get("duration") or 0) * 32_000)),
     )
     if not plain:
         return item
@@ -209,8 +269,8 @@ def _cut(source: str, cut: dict[str, Any]) -> Item:
         kind="file",
         source=sources[0]["source"],
         member="",
-        start=float(cut["start"]),
-        duration=float(cut["duration"]),
+        start=_seconds(cut["start"]),
+        duration=_seconds(cut["duration"]),
         channel=channels.index(cut["channel"]) if len(channels) > 1 else None,
         extra="",
     )
@@ -231,14 +291,26 @@ def _metadata(fields: dict[str, Any]) -> str | None:
 
 
 def _archive(source: str) -> Iterator[Item]:
-    """Return the sounds of a WebDataset shard with the .json and .txt of the same key."""
-    with fsspec.open(source, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        key = ""
-        sounds: list[tarfile.TarInfo] = []
+    """Return the sounds of a WebDataset shard with the .json and .txt of the same key.
+
+    A link stands for the member before it that it names.  What cannot be used is listed, and so is damage, behind which
+    nothing can be found.
+    """
+    file_system, path = locate(source)
+    with file_system.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        key, damage = "", ""
+        sounds: list[tuple[str, tarfile.TarInfo]] = []
         about: dict[str, bytes] = {}
-        for member in tar:
-            if not member.isfile():
-                continue
+        files: dict[str, tarfile.TarInfo] = {}
+        members = iter(tar)
+        while True:
+            try:
+                member = next(members, None)
+            except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+                damage = f": {error}"
+                break
+            if member is None:
+                break
             folder, base = posixpath.split(member.name)
             stem, _, ending = base.partition(".")
             own = posixpath.join(folder, stem)
@@ -246,30 +318,62 @@ def _archive(source: str) -> Iterator[Item]:
                 yield from _sample(source, key, sounds, about)
                 key, sounds, about = own, [], {}
             last = f".{ending.lower().rpartition('.')[2]}"
+            if member.isdir() or not (last in SOUNDS or ending in ("json", "txt", "text")):
+                continue
+            stored = files.get(_linked(member)) if member.issym() or member.islnk() else member
+            if stored is None or not stored.isfile() or stored.issparse():
+                extra = "neither a plain file nor a link to one before it in the archive"
+                yield Item(printable(member.name), "bad", source, member=member.name, extra=extra)
+                continue
+            files[posixpath.normpath(member.name)] = stored
             if last in SOUNDS:
-                sounds.append(member)
-            elif ending in ("json", "txt", "text"):
-                content = tar.extractfile(member)
+                sounds.append((member.name, stored))
+            else:
+                content = tar.extractfile(stored)
                 about[ending] = content.read() if content else b""
         yield from _sample(source, key, sounds, about)
+        if damage or not _ends(file, tar.offset):
+            extra = f"damaged at byte {tar.offset}{damage}: what follows, if anything, is lost"
+            yield Item(printable(posixpath.basename(source)), "bad", source, extra=extra)
 
 
-def _sample(source: str, key: str, sounds: list[tarfile.TarInfo], about: dict[str, bytes]) -> Iterator[Item]:
-    for member in sounds:
+def _linked(member: tarfile.TarInfo) -> str:
+    """Return the name that a link in an archive leads to: from the root if it is a hard one, else from its folder."""
+    folder = posixpath.dirname(member.name) if member.issym() else ""
+    return posixpath.normpath(posixpath.join(folder, member.linkname))
+
+
+def _ends(file: BinaryIO, offset: int) -> bool:
+    """Return whether an archive ends here, with a block of zeros and nothing but zeros behind.
+
+    tarfile takes a damaged header, or a file that ends at a member, for the end.
+    """
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    while block and not block.strip(b"\0"):
+        if not (block := file.read(1 << 20)):
+            return True
+    return False
+
+
+def _sample(
+    source: str, key: str, sounds: list[tuple[str, tarfile.TarInfo]], about: dict[str, bytes]
+) -> Iterator[Item]:
+    for name, member in sounds:
         fields: dict[str, Any] = {}
         with_text = about.get("txt", about.get("text"))
         try:
             fields = dict(json.loads(about["json"])) if "json" in about else {}
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             fields = {"json_error": str(error)}
         text = fields.pop("text", None) if isinstance(fields.get("text"), str) else None
         if with_text is not None:
             text = with_text.decode("utf-8", "backslashreplace").strip()
         yield Item(
-            printable(key if len(sounds) == 1 else member.name),
+            printable(key if len(sounds) == 1 else name),
             "tar",
             source,
-            member=member.name,
+            member=name,
             place=(member.offset_data, member.size),
             text=text,
             metadata=_metadata(fields),
@@ -279,7 +383,8 @@ def _sample(source: str, key: str, sounds: list[tarfile.TarInfo], about: dict[st
 
 def _table(source: str, kind: str) -> Iterator[Item]:
     """Return the rows of a Parquet file, or of an Arrow stream as ``datasets`` keeps them, with sound as bytes."""
-    with fsspec.open(source, "rb") as file:
+    file_system, path = locate(source)
+    with file_system.open(path, "rb") as file:
         if kind == "parquet":
             parquet = pq.ParquetFile(file)
             column = _sound_column(parquet.schema_arrow)
@@ -377,6 +482,43 @@ def from_table(table: pa.Table) -> list[Item]:
     return items
 
 
+def _hash(identity: str) -> int:
+    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest())
+
+
+def _hashes(items: list[Item]) -> np.ndarray:
+    """Return eight bytes per id: millions fit in memory where the ids would not."""
+    return np.array([_hash(item.id) for item in items], np.uint64)
+
+
+def _tell_apart(items: Iterable[Item], taken: np.ndarray, counts: np.ndarray) -> Iterator[Item]:
+    """Number what comes again.
+
+    Args:
+        items: all of them.
+        taken: hashes of all ids, sorted.
+        counts: how often each is there.
+    """
+    repeated = dict.fromkeys(taken[counts > 1].tolist(), 0)
+    given: set[str] = set()
+    for item in items:
+        number = repeated.get(identity := _hash(item.id))
+        if number is None:
+            yield item
+            continue
+        repeated[identity] = number + 1
+        while number:
+            name = f"{item.id}~{number + 1}"
+            place = int(np.searchsorted(taken, np.uint64(_hash(name))))
+            if name not in given and (place == len(taken) or int(taken[place]) != _hash(name)):
+                given.add(name)
+                item = dataclasses.replace(item, id=name)
+                break
+            number += 1
+            repeated[identity] = number + 1
+        yield item
+
+
 class Plan:
     """The list of items on disk, one row group per chunk, so that it takes no memory however long it is."""
 
@@ -385,9 +527,25 @@ class Plan:
 
     @staticmethod
     def write(path: Path, items: Iterable[Item], chunk_items: int, chunk_bytes: int) -> None:
-        """Write the list; a chunk ends with the item that brings it to either limit."""
+        """Write the list; a chunk ends with the item that brings it to either limit.
+
+        Ids that were given before, in another folder or archive say, are told apart with ``~2``, ``~3`` ...
+        """
         draft = path.with_name(f".{path.name}.tmp")
-        with pq.ParquetWriter(draft, PLAN_SCHEMA, compression="zstd") as writer:
+        Plan._write(draft, items, chunk_items, chunk_bytes)
+        listed = Plan(draft)
+        hashes = np.concatenate([np.empty(0, np.uint64), *(_hashes(listed[chunk]) for chunk in range(len(listed)))])
+        taken, counts = np.unique(hashes, return_counts=True)
+        if len(taken) < len(hashes):
+            told_apart = path.with_name(f".{path.name}.ids.tmp")
+            again = (item for chunk in range(len(listed)) for item in listed[chunk])
+            Plan._write(told_apart, _tell_apart(again, taken, counts), chunk_items, chunk_bytes)
+            told_apart.replace(draft)
+        draft.replace(path)
+
+    @staticmethod
+    def _write(path: Path, items: Iterable[Item], chunk_items: int, chunk_bytes: int) -> None:
+        with pq.ParquetWriter(path, PLAN_SCHEMA, compression="zstd") as writer:
             chunk: list[Item] = []
             for item in items:
                 chunk.append(item)
@@ -396,7 +554,6 @@ class Plan:
                     chunk = []
             if chunk:
                 writer.write_table(to_table(chunk))
-        draft.replace(path)
 
     def __len__(self) -> int:
         return int(self._file.num_row_groups)

@@ -73,6 +73,8 @@ class CorpusOptions:
         ):
             if number is not None and not number > 0:
                 raise ConfigError(f"{name}={number!r} must be more than 0")
+        if self.keep_features and self.form == "shar":
+            raise ConfigError("keep_features does not go with form='shar'; choose 'parquet' or 'webdataset'")
         if not self.devices:
             raise ConfigError("devices is empty; name one, such as 'cpu'")
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import fsspec
 import numpy as np
 import pyarrow as pa
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from ..config import BANDS, SAMPLE_RATE, CodecConfig
 
@@ -73,6 +77,25 @@ def printable(name: str) -> str:
 def unprintable(name: str) -> str:
     """Undo :func:`printable`."""
     return os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), os.fsencode(name)))
+
+
+def locate(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a path or URL, and the path there.
+
+    fsspec takes ``::`` for a chain of URLs; what has no ``://``, or exists here, is a local name whatever is in it.
+    """
+    if "://" not in source or os.path.lexists(source):
+        return LocalFileSystem(), str(LocalFileSystem._strip_protocol(source))
+    file_system, path = url_to_fs(source)
+    return file_system, str(path)
+
+
+def irregular(path: str) -> bool:
+    """Return whether something is there that is no file: opening a pipe or a device may wait for ever."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False  # opening it will tell
 
 
 @dataclass(frozen=True)
@@ -181,6 +204,8 @@ Event = Span | Coded | RowFacts | ItemDone | ItemFailed
 def failure_of(item: int, error: Exception) -> ItemFailed:
     """Return what to tell about an error."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    # Objects are shown with their address, which no two runs share, and these must end with the same bytes.
+    reason = re.sub(r" at 0x[0-9a-f]+", "", reason)
     return ItemFailed(item, type(error).__name__, " ".join(reason.split()).encode("utf-8", "backslashreplace").decode())
 
 
