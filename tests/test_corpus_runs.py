@@ -16,7 +16,8 @@ import pytest
 import soundfile
 import torch
 
-from semanticodec.corpus import CorpusOptions, card, local, tokenize_corpus
+from semanticodec.checkpoints import WEIGHTS
+from semanticodec.corpus import CorpusOptions, card, local, tokenize_corpus, verify_corpus
 from semanticodec.corpus.records import Finished, Item, schema
 from semanticodec.corpus.shards import Committer, Output
 from semanticodec.corpus.worker import Tokeniser, Work
@@ -209,3 +210,76 @@ def test_an_hour_of_codes_has_row_groups_to_share(tmp_path: Path):
         committer.add(Finished(chunk, rows, [], 3600.0))
     (shard,) = (tmp_path / "data").iterdir()
     assert pq.ParquetFile(shard).num_row_groups >= 4
+
+
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    match how:
+        case "missing":
+            path.unlink()
+        case "truncated":
+            path.write_bytes(data[: len(data) // 2])
+        case "empty object":
+            path.write_bytes(b"{}")
+        case "list":
+            path.write_bytes(b"[]")
+        case "longer":
+            path.write_bytes(data + b"\n")
+        case "other":
+            path.write_bytes(data.replace(b'"failures": 1', b'"failures": 2').replace(b"mini-25", b"mini-50"))
+
+
+def test_verify_tells_of_every_damage(clips: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    tokenize_corpus([clips], out, options=OPTIONS)
+    assert verify_corpus(out, sample=0).faults == ()
+    assert "not checked: weights" in str(verify_corpus(out, sample=0))
+    for name, hows in {
+        "failures.parquet": ("missing", "truncated", "longer"),
+        "statistics.json": ("missing", "truncated", "empty object", "list", "longer", "other"),
+        "README.md": ("missing", "truncated", "longer", "other"),
+        "manifest.json": ("truncated", "empty object", "list", "other"),
+    }.items():
+        for how in hows:
+            bad = tmp_path / f"{name} {how}"
+            shutil.copytree(out, bad)
+            damage(bad / name, how)
+            faults = verify_corpus(bad, sample=0).faults
+            assert faults, (name, how)
+            assert all(name in fault for fault in faults), faults
+
+
+def test_verify_takes_the_weights_of_the_corpus(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: dict[str, Any]
+):
+    mine = tmp_path / "mine"
+    shutil.copytree(WEIGHTS / "mini", mine)
+    options = dataclasses.replace(OPTIONS, model=mine, preset="mini-25")
+    assert card._folder(options) == str(mine)
+    assert card._folder(OPTIONS) is None
+    stated = manifest | {"model_folder": str(mine)}
+    monkeypatch.setattr(card, "manifest", lambda *_: stated)
+    out = tmp_path / "out"
+    tokenize_corpus([clips], out, options=options)
+    used = []
+    load = Work.load
+    monkeypatch.setattr(Work, "load", lambda work: used.append((work.model, work.preset)) or load(work))
+    report = verify_corpus(out, sample=1)
+    assert (report.faults, report.agreement) == ((), (1.0, 1.0))
+    assert set(used) == {(str(mine), "mini-25")}
+    stated |= {"encoder_sha256": "0" * 64}
+    tokenize_corpus([clips], out, options=options, overwrite=True)
+    (fault,) = verify_corpus(out, sample=1).faults
+    assert "is another model: its encoder_sha256" in fault
+
+
+def test_verify_says_what_it_does_not_check(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: dict[str, Any]
+):
+    stated = manifest | {"shards": {"format": "webdataset", "megabytes": 200}}
+    monkeypatch.setattr(card, "manifest", lambda *_: stated)
+    out = tmp_path / "out"
+    tokenize_corpus([clips], out, options=dataclasses.replace(OPTIONS, form="webdataset"))
+    report = verify_corpus(out)
+    assert (report.rows, report.faults, report.agreement) == (3, (), None)
+    assert "not checked: ranges and lengths of the codes" in str(report)

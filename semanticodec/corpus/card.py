@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from ..codec import SemantiCodec
-from ..config import CodecConfig, config_from_json
+from ..config import PRESETS, CodecConfig, config_from_json
 from .options import CorpusOptions
 from .records import printable
 from .shards import Marker, Output, read_rows
@@ -31,6 +32,7 @@ def manifest(options: CorpusOptions, inputs: list[str]) -> dict[str, Any]:
         "format": "semanticodec-corpus",
         "version": VERSION,
         "model": config.name,
+        "model_folder": _folder(options),
         "weights_sha256": codec.weights_hash,
         "encoder_sha256": encoder_hash(codec),
         "config": json.loads(config.to_json()),
@@ -52,6 +54,25 @@ def manifest(options: CorpusOptions, inputs: list[str]) -> dict[str, Any]:
         "libsndfile": _libsndfile(),
         "inputs": [printable(name) for name in inputs],
     }
+
+
+def _folder(options: CorpusOptions) -> str | None:
+    """Return the folder that the weights are in, unless they are those that the preset's name stands for."""
+    if isinstance(options.model, str) and (options.model in PRESETS or options.model == "mini"):
+        return None
+    return printable(os.path.abspath(options.model))
+
+
+def seal(manifest: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
+    """Return the manifest with the hashes of the files that describe the corpus, and of itself."""
+    sealed = manifest | {"files": files}
+    return sealed | {"manifest_sha256": manifest_hash(sealed)}
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """Return the SHA-256 over everything that a manifest says, but that hash."""
+    said = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _libsndfile() -> str:

@@ -32,6 +32,7 @@ from .shards import (
     Committer,
     Output,
     read_failures,
+    sha256_of,
     write_atomic,
     write_json,
 )
@@ -221,5 +222,6 @@ def _finish(folder: Output, committer: Committer, manifest: dict[str, Any]) -> d
     statistics = card.statistics(folder, committer.markers, manifest)
     write_json(folder.folder / STATISTICS, statistics)
     write_atomic(folder.folder / CARD, card.readme(manifest, statistics).encode())
-    write_json(folder.folder / MANIFEST, manifest)
+    files = {name: sha256_of(folder.folder / name) for name in (CARD, FAILURES, STATISTICS)}
+    write_json(folder.folder / MANIFEST, card.seal(manifest, files))
     return statistics

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config import SAMPLE_RATE, CodecConfig, config_from_json
-from ..errors import ConfigError, SemantiCodecError
+from ..errors import ConfigError, CorruptedError, SemantiCodecError
+from .card import encoder_hash, manifest_hash
 from .inputs import find_items
 from .records import Item, unprintable
 from .shards import DATA, FAILURES, MANIFEST, STATISTICS, Output, sha256_of
@@ -37,6 +38,7 @@ class Report:
         sampled: rows that were encoded again.
         lost: sampled rows whose sound is gone, has changed or cannot be read alone.
         agreement: share of equal (semantic, acoustic) codes among the sampled rows, None if there are none.
+        unchecked: what was not looked at.
     """
 
     rows: int
@@ -44,6 +46,7 @@ class Report:
     sampled: int
     lost: tuple[str, ...]
     agreement: tuple[float, float] | None
+    unchecked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Say it in a few lines."""
@@ -54,7 +57,8 @@ class Report:
                 f"{self.sampled} rows encoded again: {semantic:.4%} of the semantic and {acoustic:.4%} of the acoustic "
                 "codes are the same"
             )
-        return "\n".join([*lines, *(f"not encoded again: {reason}" for reason in self.lost)])
+        lines += [f"not encoded again: {reason}" for reason in self.lost]
+        return "\n".join([*lines, *(f"not checked: {what}" for what in self.unchecked)])
 
 
 def verify_corpus(
@@ -71,8 +75,8 @@ def verify_corpus(
     Args:
         folder: written by :func:`semanticodec.corpus.tokenize_corpus`.
         sample: rows to encode again, spread evenly; only Parquet shards can be sampled.
-        model: weights to encode with; None takes the preset that the corpus names.
-        preset: which preset to take from a folder with several.
+        model: weights to encode with; None takes those that the corpus names, a preset's or a folder's.
+        preset: which preset to take from a folder with several; None takes the corpus's.
         device: to encode on.
         dtype: to encode in.
 
@@ -84,19 +88,25 @@ def verify_corpus(
     if not output.complete:
         state = "is not finished: --resume goes on with it" if output.started else "holds no corpus"
         raise ConfigError(f"{folder} {state}")
-    manifest = json.loads((output.folder / MANIFEST).read_text())
-    config = config_from_json(json.dumps(manifest["config"]))
-    check = _Check(output, manifest, config)
+    try:
+        manifest = _manifest(output.folder / MANIFEST)
+    except CorruptedError as error:
+        return Report(0, (str(error),), 0, (), None, ("anything else, for want of a manifest",))
+    check = _Check(output, manifest, config_from_json(json.dumps(manifest["config"])))
     check.files()
-    if manifest["shards"]["format"] == "parquet":
-        check.rows()
+    form = manifest["shards"]["format"]
+    if form != "parquet":
+        unchecked = (f"ranges and lengths of the codes, and encoding again: {form} shards are checked by hash alone",)
+        return Report(check.total, tuple(check.faults), 0, (), None, unchecked)
+    check.rows()
     agreement: tuple[float, float] | None = None
     sampled, lost = 0, list[str]()
     picked = check.pick(sample)
     if picked:
+        own = manifest["model_folder"]
         work = Work(
-            os.fspath(model or manifest["model"]),
-            preset,
+            os.fspath(model or (unprintable(own) if own else manifest["model"])),
+            preset or manifest["model"],
             device,
             dtype,
             manifest["windows"]["batch_seconds"],
@@ -105,8 +115,26 @@ def verify_corpus(
             vad=False,
             keep_features=False,
         )
+        check.weights(work)
         agreement, sampled, lost = _encode_again(picked, work)
-    return Report(check.total, tuple(check.faults), sampled, tuple(lost), agreement)
+    unchecked = () if picked else ("weights, and encoding again: no rows were sampled",)
+    return Report(check.total, tuple(check.faults), sampled, tuple(lost), agreement, unchecked)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        CorruptedError: it is not what a run has written.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        stated = manifest["manifest_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptedError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if stated != manifest_hash(manifest):
+        raise CorruptedError(f"{path} has changed since it was written")
+    return manifest
 
 
 class _Check:
@@ -143,15 +171,41 @@ class _Check:
         present = {path.name for path in data.iterdir()} if data.is_dir() else set()
         for name in sorted(present - expected.keys()):
             self.fault(f"{data / name} belongs to no shard")
-        stated = json.loads((self._output.folder / STATISTICS).read_text())
-        listed = pq.read_metadata(self._output.folder / FAILURES).num_rows
+        for name, digest in sorted(self._manifest["files"].items()):
+            path = self._output.folder / name
+            if not path.is_file():
+                self.fault(f"{path} is missing")
+            elif sha256_of(path) != digest:
+                self.fault(f"{path} has changed since it was written")
         if self._manifest["shards"]["format"] != "parquet":
             self.total = sum(marker.rows for marker in markers)
-        for name, count in (("rows", sum(m.rows for m in markers)), ("failures", sum(m.failures for m in markers))):
-            if stated[name] != count:
-                self.fault(f"statistics.json counts {stated[name]} {name}, the done-markers {count}")
-        if listed != stated["failures"]:
-            self.fault(f"failures.parquet has {listed} lines, {stated['failures']} are stated")
+        self._counts(sum(marker.rows for marker in markers), sum(marker.failures for marker in markers))
+
+    def _counts(self, rows: int, failures: int) -> None:
+        """Compare what the done-markers count with what is stated and listed."""
+        path = self._output.folder / STATISTICS
+        try:
+            stated = json.loads(path.read_text())
+            for name, count in (("rows", rows), ("failures", failures)):
+                if stated[name] != count:
+                    self.fault(f"{path} counts {stated[name]} {name}, the done-markers {count}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.fault(f"{path} cannot be read: {type(error).__name__}: {error}")
+        path = self._output.folder / FAILURES
+        try:
+            listed = pq.read_metadata(path).num_rows
+            if listed != failures:
+                self.fault(f"{path} has {listed} lines, the done-markers count {failures} failures")
+        except (OSError, pa.ArrowException) as error:
+            self.fault(f"{path} cannot be read: {type(error).__name__}: {error}")
+
+    def weights(self, work: Work) -> None:
+        """Compare the weights that are to encode again with those that the corpus was made with."""
+        # As the corpus was made: the hash is over the values in its floating-point type.
+        codec = dataclasses.replace(work, device="cpu", dtype=self._manifest["dtype"]).load()
+        for name, found in (("weights_sha256", codec.weights_hash), ("encoder_sha256", encoder_hash(codec))):
+            if found != self._manifest[name]:
+                self.fault(f"{work.model} is another model: its {name} is {found}, the corpus's {self._manifest[name]}")
 
     def rows(self) -> None:
         """Check every row of the undamaged shards."""
