@@ -47,7 +47,14 @@ def serve(
     tokens: Annotated[
         Path | None, _option("JSON or TOML file with tokens, hashed as sha256sum does.", "tokens")
     ] = None,
-    origins: Annotated[str, _option("Origins of other web pages that may connect, with commas.", "origins")] = "",
+    origins: Annotated[
+        str,
+        _option(
+            "Origins of web pages that may connect, with commas; our own needs it where its address has a name other "
+            "than localhost or that of --host.",
+            "origins",
+        ),
+    ] = "",
     proxies: Annotated[str, _option("Proxies whose X-Forwarded-For is believed, with commas.", "proxies")] = "",
     cert: Annotated[Path | None, _option("Certificate, for TLS.", "cert")] = None,
     key: Annotated[Path | None, _option("Its key.", "key")] = None,
@@ -87,6 +94,7 @@ def serve(
                 connections=per_address,
                 sessions=per_address,
                 opens=max(ADDRESSES.opens, per_address // 4),
+                requests=max(ADDRESSES.requests, per_address // 2),
                 messages=64 * per_address,
                 octets=per_address << 18,
             ),

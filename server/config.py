@@ -35,7 +35,8 @@ class Config:
         addresses: what one address may take.
         connections: at a time, from everywhere.
         tokens: who may do what.
-        origins: of web pages that may connect, besides our own.
+        origins: of web pages that may connect; our own may anyway where its address is localhost, an IP address or
+            ``host``: any other name could be made to point here by somebody else's page.
         proxies: addresses of proxies whose ``X-Forwarded-For`` is believed.
         certificate: files with certificate and key, for TLS.
         drain: seconds for clients to leave before the server ends.

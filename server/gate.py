@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import islice
 
 from .limits import Throttle
 
@@ -13,9 +14,11 @@ class AddressLimits:
     """Bounds of an address; each server has its own count.
 
     Args:
-        connections: at a time.
+        connections: WebSockets at a time.
+        others: TCP connections besides, at a time: requests, and handshakes under way.
         sessions: at a time.
-        opens: connections per second.
+        opens: WebSockets per second.
+        requests: of plain HTTP per second.
         messages: per second; a live session sends 50, and acknowledges.
         octets: bytes of messages per second.
         failures: bad tokens per second.
@@ -24,8 +27,10 @@ class AddressLimits:
     """
 
     connections: int = 64
+    others: int = 64
     sessions: int = 64
     opens: int = 16
+    requests: int = 32
     messages: int = 64 * 64
     octets: int = 64 << 18
     failures: int = 1
@@ -35,12 +40,17 @@ class AddressLimits:
 
 class _Address:
     def __init__(self, limits: AddressLimits, now: int) -> None:
-        self.connections = self.sessions = 0
+        self.sockets = self.connections = self.sessions = 0
         self.opens = Throttle(limits.opens, limits.burst, now)
+        self.requests = Throttle(limits.requests, limits.burst, now)
         self.messages = Throttle(limits.messages, limits.burst, now)
         self.octets = Throttle(limits.octets, limits.burst, now)
         self.failures = Throttle(limits.failures, limits.burst, now)
         self.banned = False
+
+    @property
+    def idle(self) -> bool:
+        return not (self.sockets or self.connections or self.sessions)
 
 
 class Gate:
@@ -50,14 +60,29 @@ class Gate:
         self._limits = limits
         self._addresses: OrderedDict[str, _Address] = OrderedDict()
 
+    def connect(self, address: str, now: int) -> bool:
+        """Note a new TCP connection, and tell whether it may stay; :meth:`disconnect` has to follow either way."""
+        entry = self._entry(address, now)
+        entry.sockets += 1
+        return entry.sockets <= self._limits.connections + self._limits.others
+
+    def disconnect(self, address: str) -> None:
+        """Note that a TCP connection is gone."""
+        self._addresses[address].sockets -= 1
+        self._forget()
+
+    def request(self, address: str, now: int) -> bool:
+        """Note a request of plain HTTP, and tell whether it is to be answered."""
+        return self._entry(address, now).requests.take(1, now)
+
     def enter(self, address: str, now: int) -> bool:
-        """Note a new connection, and tell whether it may stay; :meth:`leave` has to follow either way."""
+        """Note a new WebSocket, and tell whether it may stay; :meth:`leave` has to follow either way."""
         entry = self._entry(address, now)
         entry.connections += 1
         return entry.opens.take(1, now) and entry.connections <= self._limits.connections
 
     def leave(self, address: str) -> None:
-        """Note that a connection is gone."""
+        """Note that a WebSocket is gone."""
         self._addresses[address].connections -= 1
         self._forget()
 
@@ -99,6 +124,7 @@ class Gate:
     def _forget(self) -> None:
         """Keep the table small: those that come back as strangers have waited for a long time, or are many."""
         surplus = len(self._addresses) - self._limits.known
-        idle = [name for name, entry in self._addresses.items() if not entry.connections and not entry.sessions]
-        for name in idle[: max(0, surplus)]:
-            del self._addresses[name]
+        if surplus > 0:
+            idle = (name for name, entry in self._addresses.items() if entry.idle)
+            for name in list(islice(idle, surplus)):
+                del self._addresses[name]

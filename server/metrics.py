@@ -24,6 +24,7 @@ class Metrics:
         rooms: with a publisher or listeners.
         messages: by direction (in, out).
         octets: bytes of messages, by direction.
+        ignored: messages of unknown types, from connections that are gone.
         closed: connections that were closed from here, by code.
         resumed: sessions that went on with another connection.
         dropped: units that slow subscribers have missed.
@@ -44,6 +45,7 @@ class Metrics:
         self.rooms = self._gauge("rooms", "Rooms with a publisher or listeners.")
         self.messages = self._counter("messages", "Messages.", "direction")
         self.octets = self._counter("message_bytes", "Bytes of messages.", "direction")
+        self.ignored = self._counter("ignored_messages", "Messages of unknown types; counted as connections end.")
         self.closed = self._counter("closed", "Connections closed by the server.", "code")
         self.resumed = self._counter("resumed", "Sessions that went on with another connection.")
         self.dropped = self._counter("dropped_units", "Units that slow subscribers have missed.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import logging
 import signal
@@ -12,12 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 from websockets.asyncio.server import Server as Listening
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CTRL_OPCODES, Frame
 from websockets.http11 import Request, Response
+from websockets.protocol import Event
 from websockets.typing import Subprotocol
 
 from semanticodec.wire.closing import Code
@@ -38,8 +42,57 @@ log = logging.getLogger("semanticodec.server")
 
 SEND_BUFFER = 1 << 14
 """Bytes that the kernel and the library may each hold for a peer that does not read: what is old there is not live."""
+BACKLOG = SEND_BUFFER + 2 * MAX_MESSAGE
+"""Bytes that may wait for a peer in all; the library answers pings without asking whether there is room."""
 PATHS = ("/", "/ws")
 """Where WebSockets are accepted."""
+PROBES = ("/healthz", "/readyz", "/metrics")
+"""What this machine may ask for as often as it likes."""
+LOOPBACK = ("127.0.0.1", "::1")
+ONCE = {"Host": Code.BAD_ORIGIN, "Authorization": Code.BAD_TOKEN}
+"""Headers that come once, and how a request is refused where they do not; the library sees to Origin itself."""
+
+
+class Wire(ServerConnection):
+    """One TCP connection, from its first byte on, and what the library does with it unasked.
+
+    Args:
+        shell: whose connection it is.
+        arguments: of the library's own class.
+        options: of the library's own class.
+    """
+
+    def __init__(self, shell: Server, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._shell = shell
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Hang up when there are too many from this address."""
+        super().connection_made(transport)
+        self._peer = self._shell.peer(self)
+        # A proxy of ours carries many people, whom their WebSockets tell apart.
+        allowed = self._shell.gate.connect(self._peer, self._shell.clock())
+        if not allowed and self._peer not in self._shell.config.proxies:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that it is gone."""
+        super().connection_lost(exc)
+        self._shell.gate.disconnect(self._peer)
+
+    def data_received(self, data: bytes) -> None:
+        """Hang up on a peer that makes the library write, and does not read."""
+        super().data_received(data)
+        if self.transport.get_write_buffer_size() > BACKLOG:
+            self.transport.abort()
+
+    def process_event(self, event: Event) -> None:
+        """Count WebSocket's own pings and pongs as messages; the others are counted when they are read."""
+        super().process_event(event)
+        if isinstance(event, Frame) and event.opcode in CTRL_OPCODES:
+            shell = self._shell
+            if not shell.gate.message(shell.address(self), len(event.data), shell.clock()):
+                self.transport.abort()
 
 
 class Socket:
@@ -65,6 +118,7 @@ class Socket:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             self._server.service.handle(self, self.connection.lost(self._server.clock()))
+            self._server.metrics.ignored.inc(self.connection.ignored)
 
     async def _read(self) -> None:
         with contextlib.suppress(ConnectionClosed):
@@ -182,6 +236,7 @@ class Server:
             max_size=2 * MAX_MESSAGE,
             max_queue=4,
             write_limit=SEND_BUFFER,
+            create_connection=cast("type[ServerConnection]", partial(Wire, self)),
             logger=logging.getLogger("semanticodec.websockets"),
         )
         self.port = next(iter(self._listening.sockets)).getsockname()[1]
@@ -235,7 +290,7 @@ class Server:
 
     async def _serve(self, ws: ServerConnection) -> None:
         """Take a WebSocket, if address, origin and version may."""
-        address = self._address(ws, ws.request)
+        address = self.address(ws)
         self.metrics.connections.inc()
         try:
             refusal = self._refusal(ws, allowed=self.gate.enter(address, self.clock()))
@@ -260,25 +315,46 @@ class Server:
     def _refusal(self, ws: ServerConnection, *, allowed: bool) -> tuple[Code, str] | None:
         assert ws.request is not None
         headers = ws.request.headers
-        origin, host = headers.get("Origin"), headers.get("Host")
         if not allowed:
             return Code.TOO_MANY, "too many connections from this address"
-        if origin is not None and origin not in {f"http://{host}", f"https://{host}", *self.config.origins}:
+        for name, code in ONCE.items():
+            if len(headers.get_all(name)) > 1:
+                return code, f"more than one {name} header"
+        origin = headers.get("Origin")
+        if origin is not None and origin not in self.config.origins and not self._ours(origin, headers.get("Host", "")):
             return Code.BAD_ORIGIN, f"pages of {origin} may not connect"
         if ws.subprotocol is None:
             offered = ", ".join(headers.get_all("Sec-WebSocket-Protocol")) or "none"
             return Code.BAD_VERSION, f"{SUBPROTOCOL} is spoken here; offered was {offered}"
         return None
 
-    def _address(self, ws: ServerConnection, request: Request | None) -> str:
-        """Return whose connection it is; a proxy of ours says so itself."""
-        peer = str((ws.remote_address or ["?"])[0])
-        if peer in self.config.proxies and request is not None:
-            forwarded = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-            return forwarded[:64] or peer
+    def _ours(self, origin: str, host: str) -> bool:
+        """Tell whether a page is ours: not by a name that others could let point to this machine (DNS rebinding)."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        if name not in ("localhost", self.config.host):
+            try:
+                ipaddress.ip_address(name)
+            except ValueError:
+                return False
+        return origin in (f"http://{host}", f"https://{host}")
+
+    def peer(self, ws: ServerConnection) -> str:
+        """Return the address at the other end of the TCP connection."""
+        return str((ws.remote_address or ["?"])[0])
+
+    def address(self, ws: ServerConnection) -> str:
+        """Return whose connection it is; a proxy of ours says so itself, in the last of all lines."""
+        peer = self.peer(ws)
+        if peer in self.config.proxies and ws.request is not None:
+            hops = [hop.strip() for hop in ",".join(ws.request.headers.get_all("X-Forwarded-For")).split(",")]
+            strangers = [hop for hop in hops if hop and hop not in self.config.proxies]
+            return strangers[-1][:64] if strangers else peer
         return peer
 
-    def _answer(self, _: ServerConnection, request: Request) -> Response | None:
+    def _answer(self, ws: ServerConnection, request: Request) -> Response | None:
         """Answer plain HTTP, and let WebSockets through."""
         if "Upgrade" in request.headers:
             if request.path.partition("?")[0] not in PATHS:
@@ -286,6 +362,10 @@ class Server:
             if len(self._sockets) >= self.config.connections:
                 return respond(HTTPStatus.SERVICE_UNAVAILABLE, b"too many connections\n", retry=5)
             return None
+        address = self.address(ws)
+        probe = request.path in PROBES and address in LOOPBACK
+        if not probe and not self.gate.request(address, self.clock()):
+            return respond(HTTPStatus.TOO_MANY_REQUESTS, b"too many requests from this address\n", retry=1)
         if request.path == "/healthz":
             broken = self.engine.failure
             status = HTTPStatus.OK if broken is None else HTTPStatus.INTERNAL_SERVER_ERROR
