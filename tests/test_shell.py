@@ -245,7 +245,7 @@ def test_messages_of_unknown_types_are_a_metric() -> None:
             async with peer(server, publish()) as one:
                 for _ in range(3):
                     await one.ws.send(b"\x81\x00\x63")
-                await one.say(Hello(role="transcode"))  # in the wrong order: the end
+                await one.say(publish())  # in the wrong order: the end
                 assert (await one.closed())[0] == Code.WRONG_ORDER
             while server._sockets:
                 await asyncio.sleep(0.01)
