@@ -11,7 +11,8 @@ from semanticodec.wire.link import Lost
 from .auth import Grant
 from .connection import Connection
 from .engine import Stream
-from .lanes import RATE, Mark, Tuned
+from .lanes import Mark, Tuned
+from .limits import RATE
 from .rooms import Room, Tap
 from .session import Session
 

@@ -29,7 +29,8 @@ from semanticodec.wire.blocks import Block, Chunk
 from semanticodec.wire.link import Lost
 from semanticodec.wire.messages import Marker
 
-from .lanes import RATE, Decoding, Done, Encoding, Event, Failed, Fence, Samples, Tuned
+from .lanes import Decoding, Done, Encoding, Event, Failed, Fence, Samples, Tuned
+from .limits import RATE
 from .metrics import Metrics
 from .models import Models
 

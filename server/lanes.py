@@ -20,14 +20,14 @@ from semanticodec.wire.blocks import Block, Chunk, Geometry, samples_of
 from semanticodec.wire.link import Lost
 from semanticodec.wire.messages import Marker
 
+from .limits import RATE
+
 if TYPE_CHECKING:
     from semanticodec import Decoder, Encoder
 
 Samples = NDArray[np.float32]
 CodesArray = NDArray[np.int64]
 
-RATE = 16_000
-"""Samples per second inside."""
 FILL = RATE
 """Samples of silence that stand in for a gap in a publisher's audio; after a longer one a new recording begins."""
 CONCEAL = 8

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 SECOND = 1_000_000_000
 """Nanoseconds."""
+RATE = 16_000
+"""Samples per second inside."""
 
 
 @dataclass(frozen=True)

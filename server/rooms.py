@@ -10,7 +10,8 @@ from semanticodec.wire.blocks import Block, chunk_of
 from semanticodec.wire.link import Lost
 from semanticodec.wire.messages import Marker
 
-from .lanes import RATE, Event, Failed, Fence, Mark, Resampler, Sound
+from .lanes import Event, Failed, Fence, Mark, Resampler, Sound
+from .limits import RATE
 from .session import Session
 
 

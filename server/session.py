@@ -10,7 +10,6 @@ import hmac
 from dataclasses import dataclass
 from enum import Enum
 
-from semanticodec.config import SAMPLE_RATE
 from semanticodec.errors import StreamError, WireError
 from semanticodec.wire.blocks import Block, Chunk, Geometry, Meter, agreed, choose_bundle, coding_features
 from semanticodec.wire.channel import Arrived, AudioOut, CodesOut, Inlet
@@ -36,7 +35,7 @@ from semanticodec.wire.messages import (
     Tune,
 )
 
-from .limits import SECOND, Limits
+from .limits import RATE, SECOND, Limits
 
 MAX_POSITION = MAX_SEQ // 16
 """Where a client's stream may stand at 16 kHz: from there it still fits into a message at every listener's rate."""
@@ -241,8 +240,8 @@ class Session:
 
     def _check_position(self, message: Audio | Codes | Marker) -> None:
         audio = isinstance(message, Audio) or (isinstance(message, Marker) and message.kind == "audio")
-        rate = self.hello.sample_rate if audio else SAMPLE_RATE
-        if message.at is not None and message.at * SAMPLE_RATE > MAX_POSITION * rate:
+        rate = self.hello.sample_rate if audio else RATE
+        if message.at is not None and message.at * RATE > MAX_POSITION * rate:
             raise WireError(f"sample {message.at} at {rate} Hz; wanted a position up to {MAX_POSITION} at 16 kHz")
 
     def ack(self, message: Ack) -> None:

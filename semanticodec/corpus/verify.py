@@ -96,8 +96,8 @@ def verify_corpus(
     check.files()
     form = manifest["shards"]["format"]
     if form != "parquet":
-        unchecked = (f"ranges and lengths of the codes, and encoding again: {form} shards are checked by hash alone",)
-        return Report(check.total, tuple(check.faults), 0, (), None, unchecked)
+        by_hash = (f"ranges and lengths of the codes, and encoding again: {form} shards are checked by hash alone",)
+        return Report(check.total, tuple(check.faults), 0, (), None, by_hash)
     check.rows()
     agreement: tuple[float, float] | None = None
     sampled, lost = 0, list[str]()
@@ -117,7 +117,7 @@ def verify_corpus(
         )
         check.weights(work)
         agreement, sampled, lost = _encode_again(picked, work)
-    unchecked = () if picked else ("weights, and encoding again: no rows were sampled",)
+    unchecked: tuple[str, ...] = () if picked else ("weights, and encoding again: no rows were sampled",)
     return Report(check.total, tuple(check.faults), sampled, tuple(lost), agreement, unchecked)
 
 
