@@ -23,10 +23,9 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import ConfigError
-from .records import Item, irregular, locate, printable
+from .records import Item, irregular, is_local, locate, printable
 
 SOUNDS = frozenset(
     f".{ending}"
@@ -69,7 +68,7 @@ def _expand(name: str) -> Iterator[Item]:
         file_system, path = locate(name)
     except (ImportError, ValueError) as error:
         raise ConfigError(f"{printable(name)} cannot be opened: {error}") from error
-    local = isinstance(file_system, LocalFileSystem)
+    local = is_local(file_system)
     if file_system.isdir(path):
         yield from _folder(file_system, path, path)
     elif file_system.exists(path) or (local and os.path.lexists(path)):
@@ -81,7 +80,7 @@ def _expand(name: str) -> Iterator[Item]:
 
 
 def _address(file_system: fsspec.AbstractFileSystem, path: str) -> str:
-    return path if isinstance(file_system, LocalFileSystem) else str(file_system.unstrip_protocol(path))
+    return path if is_local(file_system) else str(file_system.unstrip_protocol(path))
 
 
 def _glob(file_system: fsspec.AbstractFileSystem, pattern: str) -> Iterator[Item]:
@@ -101,7 +100,7 @@ def _glob(file_system: fsspec.AbstractFileSystem, pattern: str) -> Iterator[Item
 
 def _folder(file_system: fsspec.AbstractFileSystem, folder: str, base: str) -> Iterator[Item]:
     """Return the items of a folder, named relative to ``base``."""
-    walk = _walk(folder) if isinstance(file_system, LocalFileSystem) else _walk_remote(file_system, folder)
+    walk = _walk(folder) if is_local(file_system) else _walk_remote(file_system, folder)
     for found, error in walk:
         name = posixpath.relpath(found, base)
         if error is None:
@@ -149,7 +148,7 @@ def _file(source: str, name: str) -> Iterator[Item]:
     ending = posixpath.splitext(stem)[1] if packed else ending
     try:
         file_system, path = locate(source)
-        if isinstance(file_system, LocalFileSystem) and irregular(path):
+        if is_local(file_system) and irregular(path):
             raise OSError("this is no regular file")
         if ending in MANIFESTS:
             yield from _manifest(source)

@@ -90,6 +90,11 @@ def locate(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return file_system, str(path)
 
 
+def is_local(file_system: fsspec.AbstractFileSystem) -> bool:
+    """Tell whether paths mean the same without the file system; what is built upon local files has its own URLs."""
+    return type(file_system) is LocalFileSystem
+
+
 def irregular(path: str) -> bool:
     """Return whether something is there that is no file: opening a pipe or a device may wait for ever."""
     try:
