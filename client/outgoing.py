@@ -120,6 +120,11 @@ class Outgoing:
         """Return the next message, if one is due."""
         return self._outlet.pull(now)
 
+    @property
+    def oldest(self) -> int:
+        """The first unit that may have to be sent again."""
+        return self._outlet.sender.oldest
+
     def ack(self, message: Ack) -> int:
         """Take an acknowledgement; return how many units it is about.
 

@@ -155,7 +155,8 @@ class Session:
             self._answers[Hello] = self.hello
         else:
             codes, audio = (0 if self._incoming is None else self._incoming.next(kind) for kind in KINDS)
-            self._answers[Resume] = Resume(self._id, codes, audio, self.hello.token)
+            first = 0 if self._outgoing is None else self._outgoing.oldest
+            self._answers[Resume] = Resume(self._id, codes, audio, self.hello.token, first)
 
     def receive(self, data: bytes | str, now: int) -> list[Event]:
         """Take one WebSocket message; never raises, whatever it is."""

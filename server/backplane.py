@@ -96,12 +96,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """What every server may know of a session: whose it is, what it asked for, where it is, what it has sent."""
+    """What every server may know of a session: whose it is, what it asked for, where it is, what it has sent how."""
 
     owner: str
     hello: bytes
     server: str
     units: int = 0
+    rate: int = 0
 
 
 Deliver = Callable[[Entry], None]
@@ -292,7 +293,7 @@ class Backplane:
 
     async def keep(self, session: bytes, record: Record) -> None:
         """Remember a session for another while."""
-        value = msgpack.packb([record.owner, record.hello, record.server, record.units])
+        value = msgpack.packb([record.owner, record.hello, record.server, record.units, record.rate])
         await self._redis.set(f"sc:session:{session.hex()}", value, ex=self._keep + CLAIM)
 
     async def find(self, session: bytes) -> Record | None:

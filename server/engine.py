@@ -106,15 +106,24 @@ class Engine:
         work: how to work.
         metrics: where to count.
         post: runs a function in the event loop, from any thread.
+        broken: is called in the event loop when there will never be any models (again).
 
     Attributes:
         models: once they are loaded and warm, and while the thread lives, else None.
         failure: why there will never be any (again).
     """
 
-    def __init__(self, load: Callable[[], Models], work: Work, metrics: Metrics, post: Post) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Models],
+        work: Work,
+        metrics: Metrics,
+        post: Post,
+        broken: Callable[[], object] = lambda: None,
+    ) -> None:
         self.models: Models | None = None
         self.failure: str | None = None
+        self._broken = broken
         self._load, self._work, self._metrics, self._post = load, work, metrics, post
         self._inbox: SimpleQueue[tuple[Stream, Any] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -232,6 +241,7 @@ class Engine:
         self.models = None
         with contextlib.suppress(RuntimeError):  # the event loop is gone already
             self._post(lambda: _hand_out([(stream, Failed(str(self.failure))) for stream in self._opened]))
+            self._post(self._broken)
 
     def _read(self) -> bool:
         """Take what has come in, waiting for it if there is nothing else to do; tell whether to go on."""

@@ -7,7 +7,7 @@ time is nanoseconds, passed in.  ``PROTOCOL.md`` has the state diagram.
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from semanticodec.errors import StreamError, WireError
@@ -157,6 +157,12 @@ class Session:
             self.audio_out = AudioOut(Sender[Chunk](limits.window, limits.window_bytes, overflow="window"))
 
     # The connection's side
+
+    @property
+    def standing(self) -> Hello:
+        """What a client would say hello with to get what holds now (it has shown its token, which is kept nowhere)."""
+        copies = self.hello.copies if self.codes_out is None else self.codes_out.copies
+        return replace(self.hello, token=None, latency=self._latency, gross=self._gross, copies=copies)
 
     def belongs_to(self, owner: str) -> bool:
         """Tell whether a client may resume this session."""

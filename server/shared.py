@@ -2,7 +2,8 @@
 
 Every server that has somebody in a room follows the room's stream, that of the publisher too, so that there is one way
 from publisher to listener.  Of a session that moves, publishers go on with the units that are not in the room yet, and
-listeners with the blocks they lack; a transcoder has nothing that others could know, and begins anew.
+listeners with the blocks they lack.  What a transcoder had sent and not heard yet was known to its server alone: it
+goes on with the units that it still keeps, and is told of the gap.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from semanticodec.wire.blocks import Block, Chunk
 from semanticodec.wire.channel import AudioOut
 from semanticodec.wire.closing import Code
 from semanticodec.wire.link import Lost, Sender
-from semanticodec.wire.messages import Hello, Resume, decode, encode
+from semanticodec.wire.messages import Hello, Resume, Tune, decode, encode
 
 from .auth import Grant
 from .backplane import Backplane, Entry, Feed, Place, Record
@@ -30,7 +31,7 @@ from .connection import State
 from .limits import SECOND, Limits
 from .rooms import Room
 from .service import Service
-from .session import Session
+from .session import Offer, Session
 
 log = logging.getLogger("semanticodec.server")
 
@@ -40,6 +41,8 @@ RENEW = 5
 """Seconds between renewals of what would run out."""
 WATCH = 1
 """Seconds between looks at who publishes elsewhere."""
+FARTHEST = 1 << 40
+"""More units than a transcoder can have had; it is believed what it says of its numbers, up to here."""
 
 
 class Shared:
@@ -136,7 +139,7 @@ class Shared:
                 service.resume(link, request, grant)
             return
         hello = None if record is None else decode(record.hello)
-        if record is None or record.owner != grant.name or not isinstance(hello, Hello) or hello.room is None:
+        if record is None or record.owner != grant.name or not isinstance(hello, Hello):
             if _waits(link):
                 service.refuse(link, Code.UNKNOWN_SESSION, "no session has this id (any more); say hello")
             return
@@ -144,11 +147,51 @@ class Shared:
             # It has been elsewhere since, and what is here is out of date.
             local.session.end(self._clock())
             service.remove(local, "resumed elsewhere")
-        await self._adopt(link, request, grant, hello, record)
+        if hello.room is None:
+            await self._adopt_transcoder(link, request, grant, hello, record)
+        else:
+            await self._adopt_member(link, request, grant, hello, record, hello.room)
 
-    async def _adopt(self, link: Link, request: Resume, grant: Grant, hello: Hello, record: Record) -> None:
-        service, id_, name = self._service, request.session, hello.room
-        assert name is not None
+    async def _adopt_transcoder(self, link: Link, request: Resume, grant: Grant, hello: Hello, record: Record) -> None:
+        service = self._service
+        if not _waits(link):
+            return
+        if max(request.first, request.codes_next, request.audio_next) > FARTHEST:
+            service.refuse(link, Code.UNKNOWN_SESSION, "no session can have had so many units; say hello")
+            return
+        offer = service.offer(link, hello, grant)
+        if offer is None:
+            return
+        session = self._new(request, grant, hello, offer, record, received=request.first)
+        if session.codes_out is not None:
+            # Here, too, one number stands for all blocks that the other server may have made.
+            session.send_lost("codes", 1, "window")
+        client = service.enter(session, grant, link, request)
+        log.info("adopted", extra={"session": client.name, "units": request.first})
+        await self._keep(client)
+
+    def _new(self, request: Resume, grant: Grant, hello: Hello, offer: Offer, record: Record, received: int) -> Session:
+        """Make a session that goes on with numbers of another server's."""
+        limits, now = self._limits, self._clock()
+        session = Session(
+            request.session, grant.name, hello, offer, limits, now, codes_first=request.codes_next, received=received
+        )
+        if hello.send == "audio" and record.rate in offer.geometry.rates:
+            session.tune(Tune(rate=record.rate))
+        # Until it is attached nothing counts as slow.
+        session.detach(now)
+        if session.audio_out is not None:
+            sender = Sender[Chunk](limits.window, limits.window_bytes, request.audio_next, overflow="window")
+            session.audio_out = AudioOut(sender)
+            # How many chunks the other server has made since is not known here: one number stands for them all,
+            # and the position of the next chunk tells how long they were.
+            session.send_lost("audio", 1, "window")
+        return session
+
+    async def _adopt_member(
+        self, link: Link, request: Resume, grant: Grant, hello: Hello, record: Record, name: str
+    ) -> None:
+        service, id_ = self._service, request.session
         if hello.role == "publish" and not await self._backplane.claim(name, id_):
             if _waits(link):
                 service.refuse(link, Code.UNKNOWN_SESSION, "the room has another publisher by now; say hello")
@@ -159,27 +202,9 @@ class Shared:
             offer = service.offer(link, hello, grant) if _waits(link) else None
             if offer is None:
                 return
-            session = Session(
-                id_,
-                grant.name,
-                hello,
-                offer,
-                self._limits,
-                self._clock(),
-                codes_first=request.codes_next,
-                received=units,
-            )
-            # Until it is attached nothing counts as slow.
-            session.detach(self._clock())
+            session = self._new(request, grant, hello, offer, record, received=units)
             if session.codes_out is not None:
                 self._catch_up(session, past, service.room(name).next)
-            if session.audio_out is not None:
-                limits = self._limits
-                sender = Sender[Chunk](limits.window, limits.window_bytes, request.audio_next, overflow="window")
-                session.audio_out = AudioOut(sender)
-                # How many chunks the other server has made since is not known here: one number stands for them all,
-                # and the position of the next chunk tells how long they were.
-                session.send_lost("audio", 1, "window")
             client = service.enter(session, grant, link, request)
             log.info("adopted", extra={"session": client.name, "units": units})
             await self._settle(client, place, units)
@@ -254,11 +279,10 @@ class Shared:
         self._service.dismiss(client, Code.INTERNAL, reason)
 
     async def _keep(self, client: Client) -> None:
-        hello = client.session.hello
-        if hello.room is not None:
-            units = 0 if client.feed is None else client.feed.units
-            record = Record(client.grant.name, encode(hello), self._name, units)
-            await self._backplane.keep(client.session.id, record)
+        units = 0 if client.feed is None else client.feed.units
+        session = client.session
+        record = Record(client.grant.name, encode(session.standing), self._name, units, session.rate)
+        await self._backplane.keep(client.session.id, record)
 
     async def _forget(self, session: bytes, room: str | None) -> None:
         try:

@@ -188,6 +188,7 @@ class Server:
 
     Attributes:
         port: where it listens.
+        broken: set when the engine has failed for good.
     """
 
     def __init__(
@@ -200,6 +201,7 @@ class Server:
         self.port = config.port
         self._load = load or partial(load_models, config.presets, config.device)
         self._pages = Pages(config.web)
+        self.broken = asyncio.Event()
         self._sockets: set[Socket] = set()
 
     async def start(self) -> None:
@@ -210,7 +212,7 @@ class Server:
             OSError: the port is taken.
         """
         config, loop = self.config, asyncio.get_running_loop()
-        self.engine = Engine(self._load, config.work, self.metrics, loop.call_soon_threadsafe)
+        self.engine = Engine(self._load, config.work, self.metrics, loop.call_soon_threadsafe, self._break)
         self.service = Service(self.engine, config.tokens, self.gate, config.limits, self.metrics, self.clock)
         if config.backplane is not None:
             # Redis is an extra: only those who share need it.
@@ -219,16 +221,18 @@ class Server:
 
             common = Backplane(config.backplane, config.limits.keep / SECOND)
             self.service.shared = Shared(self.service, common, config.limits, self.clock)
+        tls, handshake = config.tls(), config.limits.handshake / SECOND
         self._listening: Listening = await serve(
             self._serve,
             config.host,
             config.port,
-            ssl=config.tls(),
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else handshake,
             select_subprotocol=_choose,
             process_request=self._answer,
             compression=None,
             server_header="semanticodec",
-            open_timeout=config.limits.handshake / SECOND,
+            open_timeout=handshake,
             # The protocol has its own pings, which also tell whether the client is still willing.
             ping_interval=None,
             close_timeout=2,
@@ -254,6 +258,11 @@ class Server:
         self.metrics.ready.set(1)
         log.info("ready", extra={"presets": list(self.engine.models.presets), "device": self.config.device})
         return True
+
+    def _break(self) -> None:
+        """Note that nothing can be coded here any more."""
+        self.metrics.ready.set(0)
+        self.broken.set()
 
     async def drain(self) -> None:
         """Send everybody elsewhere, accept nobody, and end when all are gone or ``config.drain`` has passed."""
@@ -384,19 +393,24 @@ def _choose(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol 
 
 
 async def run(config: Config) -> bool:
-    """Serve until SIGTERM or SIGINT; return whether the models could be loaded."""
+    """Serve until SIGTERM or SIGINT, or until the engine fails; return whether it did not.
+
+    Whoever watches over the process may start another one; those who were here are sent there.
+    """
     server, stop = Server(config), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await server.start()
+    ends = [asyncio.create_task(event.wait()) for event in (stop, server.broken)]
     try:
-        if not await server.wait_ready():
-            return False
-        await stop.wait()
+        if await server.wait_ready():
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        for end in ends:
+            end.cancel()
         await server.drain()
-    return True
+    return server.engine.failure is None
 
 
 class JsonFormatter(logging.Formatter):

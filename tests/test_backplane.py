@@ -25,7 +25,7 @@ from websockets.typing import Subprotocol
 from semanticodec.wire.blocks import Block
 from semanticodec.wire.closing import Code
 from semanticodec.wire.link import Lost
-from semanticodec.wire.messages import SUBPROTOCOL, Audio, Bye, Codes, Hello, Marker, Missing, Resume, Room
+from semanticodec.wire.messages import SUBPROTOCOL, Audio, Bye, Codes, Hello, Marker, Missing, Resume, Room, Tune
 from server.backplane import Backplane, Feed, Place
 from server.config import Config
 from server.lanes import Mark
@@ -224,13 +224,45 @@ def test_a_listener_to_sound_that_moves_is_told_of_what_it_lacks(redis: str) -> 
     run(test)
 
 
-def test_transcoders_do_not_move_and_strangers_resume_nothing(redis: str) -> None:
+def test_a_transcoder_moves_and_is_told_of_the_gap(redis: str) -> None:
+    async def test() -> None:
+        wave = sound(8 * BLOCK)
+        hello = Hello("transcode", "audio", ("codes", "audio"), sample_format="f32")
+        async with two(redis) as (a, b), peer(a, hello) as one:
+            await one.say(Tune(rate=50))
+            await one.audio(wave[: 4 * BLOCK], flush=False)
+            await one.until(lambda: len(one.blocks()) == 3 and bool(one.of(Audio)))
+            assert one.ready is not None
+            last, sent = one.of(Audio)[-1], one._sent
+            await asyncio.sleep(0.1)  # so that what holds now is remembered
+            drained = asyncio.create_task(a.drain())
+            assert (await one.closed())[0] == Code.ELSEWHERE
+            await drained
+            request = Resume(one.ready.session, codes_next=3, audio_next=last.seq + 1, first=sent - 2)
+            async with peer(b, request) as again:
+                assert again.ready is not None
+                assert (again.ready.resumed, again.ready.next) == (True, sent - 2)
+                again._sent = sent - 2
+                await again.audio(wave[4 * BLOCK - 2 * 1280 :], begin=4 * BLOCK - 2 * 1280)
+                await again.until(lambda: len(again.of(Marker)) == 2)
+                gaps = {gap.kind: (gap.first, gap.stop) for gap in again.of(Missing)}
+                assert gaps == {"codes": (3, 4), "audio": (last.seq + 1, last.seq + 2)}
+                assert [seq for seq, *_ in again.blocks()] == [4, 5, 6, 7, 8]
+                heard = again.of(Audio)
+                assert heard[0].seq == last.seq + 2
+                assert heard[0].at == 4 * BLOCK - 2 * 1280
+                assert sum(len(chunk.data) // 4 for chunk in heard) == 5 * BLOCK
+
+    run(test)
+
+
+def test_strangers_resume_nothing(redis: str) -> None:
     async def test() -> None:
         async with two(redis) as (a, b), peer(a, Hello("transcode", "audio", ("codes",))) as one:
             assert one.ready is not None
-            for id_ in (one.ready.session, bytes(16)):
+            for request in (Resume(bytes(16)), Resume(one.ready.session, first=1 << 47)):
                 async with peer(b) as other:
-                    await other.say(Resume(id_))
+                    await other.say(request)
                     assert (await other.closed())[0] == Code.UNKNOWN_SESSION
 
     run(test)

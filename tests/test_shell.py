@@ -9,11 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_server import CONFIG, listen, peer, publish, run, serving
+from test_server import CONFIG, listen, models, peer, publish, run, serving
 from websockets.datastructures import Headers
 
 from semanticodec.wire.closing import Code
-from semanticodec.wire.messages import SUBPROTOCOL, Hello, encode
+from semanticodec.wire.messages import SUBPROTOCOL, Audio, Hello, encode
+from server import shell
+from server.config import Config
 from server.gate import AddressLimits, Gate
 from server.shell import BACKLOG, Server
 
@@ -250,5 +252,30 @@ def test_messages_of_unknown_types_are_a_metric() -> None:
             while server._sockets:
                 await asyncio.sleep(0.01)
             assert b"semanticodec_ignored_messages_total 3.0" in server.metrics.text()
+
+    run(test)
+
+
+def test_a_server_whose_engine_dies_sends_everybody_away_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = []
+
+    class Mortal(Server):
+        def __init__(self, config: Config) -> None:
+            super().__init__(config, load=models)
+            servers.append(self)
+
+    async def test() -> None:
+        monkeypatch.setattr("server.shell.Server", Mortal)
+        task = asyncio.create_task(shell.run(CONFIG))
+        while not servers or servers[0].engine.models is None:
+            await asyncio.sleep(0.02)
+        server = servers[0]
+        async with peer(server, publish(send="codes", room="r")) as codes, peer(server, publish(room="s")) as audio:
+            monkeypatch.setattr(server.engine, "_choose", lambda: 1 / 0)
+            await audio.say(Audio(0, 0, bytes(4)))
+            assert (await audio.closed())[0] == Code.INTERNAL
+            assert (await codes.closed())[0] == Code.ELSEWHERE  # a session that needs no engine can go on elsewhere
+        assert not await task
+        assert "semanticodec_ready 0.0" in server.metrics.text().decode()
 
     run(test)

@@ -74,7 +74,7 @@ const MESSAGES = {
     keep: [17, ms, 0],
     idle: [18, ms, 0],
   }],
-  resume: [3, { session: [1, session], codes_next: [2, seq, 0], audio_next: [3, seq, 0], token: [4, token, null] }],
+  resume: [3, { session: [1, session], codes_next: [2, seq, 0], audio_next: [3, seq, 0], token: [4, token, null], first: [5, seq, 0] }],
   audio: [4, { seq: [1, seq], at: [2, seq], data: [3, octets(2, 262144)] }],
   codes: [5, {
     seq: [1, seq],

@@ -140,7 +140,7 @@ export class Session {
     const next = (kind) => this.incoming[kind]?.next ?? 0;
     const { session } = this.ready;
     const resume = { type: "resume", session, codes_next: next("codes"), audio_next: next("audio") };
-    return this.wrap({ ...resume, token: this.hello.token }, now);
+    return this.wrap({ ...resume, token: this.hello.token, first: this.out.base }, now);
   }
 
   /** Queue a chunk of samples (`Int16Array`); return its position, or null before the session has begun. */

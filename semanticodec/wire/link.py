@@ -86,6 +86,12 @@ class Sender(Generic[Item]):
         return self._waiting
 
     @property
+    def oldest(self) -> int:
+        """Number of the first unit, or announced loss, in memory; ``next`` if there is none."""
+        entries = (entry for entry in (*self._sent, *self._queue) if not isinstance(entry, Marker))
+        return next((entry.seq for entry in entries), self.next)
+
+    @property
     def kept(self) -> int:
         """Units in memory."""
         return self._units

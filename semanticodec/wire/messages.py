@@ -152,6 +152,7 @@ class Resume(Message):
     codes_next: Annotated[int, 2, _SEQ] = 0
     audio_next: Annotated[int, 3, _SEQ] = 0
     token: Annotated[str | None, 4, _TOKEN] = None
+    first: Annotated[int, 5, _SEQ] = 0
 
 
 @dataclass(frozen=True)
