@@ -42,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     codec = synthetic(given.preset) if given.model is None else SemantiCodec.from_pretrained(given.model)
     wave = torch.from_numpy(voice()).repeat(4)[: int(given.seconds * SAMPLE_RATE)]
-    beside, rows = company(), []
+    beside, origin, rows = company(), machine(), []
     for ahead in given.ahead:
         sliding = Sliding(hop=given.hop, ahead=ahead)
         semantic, acoustic = agreement(codec, wave, SAMPLE_RATE, sliding)
@@ -51,7 +51,7 @@ def main() -> None:
         print(f"{latency / 16:.0f} ms: {semantic:.1%} of the semantic codes, {acoustic:.1%} of the acoustic ones")
     if given.write:
         weights = "random" if given.model is None else given.model
-        found = {"machine": machine(), "company": beside, "preset": codec.config.name, "weights": weights}
+        found = {"machine": origin, "company": beside, "preset": codec.config.name, "weights": weights}
         Path(RESULTS / "sliding.json").write_text(json.dumps(found | {"rows": rows}, indent=1) + "\n")
 
 
