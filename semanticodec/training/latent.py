@@ -23,7 +23,8 @@ from ..model import CodecModel
 from ..nn.conditioners import GridConditioner
 from ..nn.quantize import nearest, stack
 from .blocks import Blocks
-from .loop import Logs, RunOptions, adamw, channels_last, descend, mean_logs
+from .diffusion import denoising_loss, timesteps
+from .loop import Logs, RunOptions, adamw, channels_last, descend, follow, mean_logs
 from .losses import mel_error
 
 DROP_STREAM = 0.08
@@ -177,23 +178,13 @@ class LatentLoss(nn.Module):
         both = keep[len(mels) :].all(1).to(grid)
         sketch = (mel_error(self.sketch(now), mels) * both).sum() / both.sum().clamp_min(1)
         conditioning = window_conditioning(before[: len(noise)], now[: len(noise)], known)
-        return velocity_loss(self.latent, conditioning, known, latents, noise, t), sketch, commitment
+        return denoising_loss(self.latent, conditioning, latents, noise, t, known), sketch, commitment
 
 
 def window_conditioning(before: Tensor, now: Tensor, known: Known) -> Conditioning:
     """Join the grid of a block ``[B, channels, T, 16]`` to the end of the one before it, where that is known."""
     past = before[:, :, -known.latents.shape[2] :] * known.present[:, None, None, None]
     return Conditioning(concat=torch.cat([past, now], 2))
-
-
-def velocity_loss(
-    latent: LatentDiffusion, conditioning: Conditioning, known: Known, latents: Tensor, noise: Tensor, t: Tensor
-) -> Tensor:
-    """Return the squared error of v over blocks of scaled latents ``[B, C, T, F]`` at timesteps ``t`` ``[B]``."""
-    x0 = torch.cat([known.latents, latents], 2)
-    noisy = latent.schedule.add_noise(x0, noise, t)
-    error = latent.predict(noisy, t, latent.prepare(conditioning), known) - latent.schedule.velocity(x0, noise, t)
-    return error[:, :, known.latents.shape[2] :].square().mean()
 
 
 def _grid(model: CodecModel) -> GridConditioner:
@@ -281,8 +272,7 @@ class LatentStage:
         present = torch.rand(count, generator=generator) >= (DROP_PAST if dropout else 0.0)
         keep = kept(torch.rand(2 * batch, generator=generator), DROP_STREAM if dropout else 0.0)
         noise = torch.randn((count, now.shape[1], overlap + now.shape[2], now.shape[3]), generator=generator)
-        t = torch.randint(0, self.config.decoder.latent.schedule.steps, (count,), generator=generator)
-        t[: round(count * PURE_NOISE)] = self.config.decoder.latent.schedule.steps - 1
+        t = timesteps(count, self.config.decoder.latent.schedule.steps, generator, PURE_NOISE)
         known = Known(past, present.to(device))
         result: tuple[Tensor, ...] = self.model(
             patches, now, mels, known, keep.to(device), rate, noise.to(device), t.to(device)
@@ -301,12 +291,7 @@ class LatentStage:
         rng = np.random.default_rng((self.options.seed, index, fabric.global_rank))
         velocity, sketch, commitment = self._run(rng, rate, batch, count, held_out=False, dropout=True)
         descend(fabric, velocity + SKETCH_WEIGHT * sketch + commitment, self.model, self.optimizer)
-        keep = min(AVERAGE, (index + 1) / (index + 10))
-        latent = self.models[RATES[0]].latent
-        assert latent is not None
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), latent.unet.parameters(), strict=True):
-                mean.lerp_(value, 1 - keep)
+        follow(self.average, self.raw.unet, index, AVERAGE)
         return {
             f"velocity_{rate}": velocity.detach(),
             f"sketch_{rate}": sketch.detach(),

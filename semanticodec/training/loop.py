@@ -93,6 +93,17 @@ def adamw(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
 
 
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, step: int, decay: float) -> None:
+    """Move the weights of ``average`` towards those of ``module`` after optimisation step ``step``, counted from 0.
+
+    The average is of few steps at first: its decay grows to ``decay`` as (1 + step) / (10 + step), as published.
+    """
+    keep = min(decay, (step + 1) / (step + 10))
+    for mean, value in zip(average.parameters(), module.parameters(), strict=True):
+        mean.lerp_(value, 1 - keep)
+
+
 def channels_last(module: nn.Module) -> None:
     """Store convolution weights with channels innermost, which makes convolutions faster."""
     for parameter in module.parameters():

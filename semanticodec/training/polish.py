@@ -19,7 +19,8 @@ from ..config import LATENT_ROWS, PATCH, RATES
 from ..diffusion import Draw, SamplerOptions
 from ..latent import Known, LatentDiffusion
 from .blocks import Blocks
-from .latent import DROP_PAST, DROP_STREAM, TURNS, LatentLoss, kept, velocity_loss, window_conditioning
+from .diffusion import denoising_loss, timesteps
+from .latent import DROP_PAST, DROP_STREAM, TURNS, LatentLoss, kept, window_conditioning
 from .loop import Logs, RunOptions, adamw, channels_last, descend, mean_logs
 from .losses import mel_error
 
@@ -59,7 +60,7 @@ class PolishLoss(nn.Module):
         before, first, second = self.conditioners[str(rate)](features).chunk(3)
         *starts, other = noise.chunk(3)
         conditioning = window_conditioning(before, first, known)
-        velocity = velocity_loss(self.latent, conditioning, known, latents, other, t)
+        velocity = denoising_loss(self.latent, conditioning, latents, other, t, known)
         overlap, heard = known.latents.shape[2], []
         for start in starts:
             z = self.latent.generate(conditioning, conditioning, _always(start), ONE_STEP, known)
@@ -126,7 +127,7 @@ class PolishStage:
         shown = kept(torch.rand(3 * batch, generator=generator), DROP_STREAM if dropout else 0.0)
         window = (latents.shape[1], past.shape[2] + latents.shape[2], latents.shape[3])
         noise = torch.randn((3 * batch, *window), generator=generator).to(device)
-        t = torch.randint(0, len(latent.schedule), (batch,), generator=generator).to(device)
+        t = timesteps(batch, len(latent.schedule), generator).to(device)
         with torch.no_grad():
             acoustic, semantic, _ = self.trained.codes(rate)(patches)
         weight = shown.to(acoustic)[:, :, None, None]
