@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from semanticodec import ConfigError, SemantiCodec
+from benchmarks.superres import lsd
+from semanticodec import ConfigError, SemantiCodec, SuperResolution
 from semanticodec.audio import load, resample
 from semanticodec.checkpoints import WEIGHTS
 from semanticodec.config import PRESETS, RATES
@@ -73,3 +74,15 @@ def test_hash() -> None:
     half = SemantiCodec.from_pretrained("mini-25", parts="encoder", dtype=torch.bfloat16)
     assert half.weights_hash == codec.weights_hash
     assert SemantiCodec.from_pretrained("mini-50", parts="encoder").weights_hash != codec.weights_hash
+
+
+@pytest.mark.parametrize("rate", [8_000, 12_000])
+def test_mini_sr_comes_nearer_than_sinc(rate: int) -> None:
+    """At least 30 % nearer in log-spectral distance; benchmarks/superres.py has the figures."""
+    assert sum(path.stat().st_size for path in (WEIGHTS / "mini-sr").iterdir()) <= 20_000_000
+    model = SuperResolution.from_pretrained()
+    wave, source = load(RECORDING)
+    wave = resample(wave.mean(0), source, model.sample_rate)[: 2 * model.sample_rate]
+    narrow = resample(wave, model.sample_rate, rate)
+    sinc, ours = resample(narrow, rate, model.sample_rate), model.upsample(narrow, rate)
+    assert lsd(wave, ours[: len(wave)]) < 0.7 * lsd(wave, sinc[: len(wave)])
