@@ -27,8 +27,8 @@ SUPERRES_RECIPES = {
     "vocoder": RunOptions(Path(), steps=100_000, minutes=8, batch=8, learning_rate=1.5e-3, evaluate_every=150),
     "superres": RunOptions(Path(), steps=100_000, minutes=13, batch=8, learning_rate=1.5e-3, evaluate_every=125),
 }
-"""What the shipped weights were trained with on one CPU core that others used as well: 1400, 1763 and 1283 steps, the first
-half of "superres" as if for 22 minutes."""
+"""What the shipped weights were trained with on one CPU core that others used as well: 1400, 1763 and 1283 steps, of
+which the first half of "superres" as if for 22 minutes."""
 
 
 def _corpus(session: Session, config: SuperResConfig) -> Corpus:
