@@ -189,16 +189,17 @@ def save(folder: Path, models: Mapping[CodecConfig, Mapping[str, Tensor]]) -> No
         part.replace(path)
 
 
-def save_model(folder: Path, config: str, tensors: Mapping[str, Tensor]) -> None:
-    """Write a model that is one file, ``model.safetensors``.
+def save_model(folder: Path, config: str, tensors: Mapping[str, Tensor], file: str = MODEL) -> None:
+    """Write a model that is one file.
 
     Args:
         folder: is made if it does not exist; a file of the same name is replaced.
         config: what to build before filling it, as JSON.
         tensors: by our names, in the dtype to store them in.
+        file: its name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / MODEL
+    path = folder / file
     stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
     part = path.with_suffix(".part")
     metadata = {"format": FORMAT, "version": VERSION, "configs": config, "sha256": _digest(stored)}
@@ -206,17 +207,26 @@ def save_model(folder: Path, config: str, tensors: Mapping[str, Tensor]) -> None
     part.replace(path)
 
 
-def read_model(folder: Path) -> tuple[str, dict[str, Tensor]]:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 that a native file says its tensors have.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another format.
+    """
+    return _read_safetensors(path)[1]["sha256"]
+
+
+def read_model(folder: Path, file: str = MODEL) -> tuple[str, dict[str, Tensor]]:
     """Return the configuration (JSON) and the tensors that :func:`save_model` wrote.
 
     Raises:
         CheckpointError: the file is missing, damaged or of another format.
     """
-    tensors, metadata = _read_safetensors(folder / MODEL)
+    tensors, metadata = _read_safetensors(folder / file)
     seen = _digest(tensors)
     if seen != metadata["sha256"]:
         raise CheckpointError(
-            f"{folder / MODEL} is damaged: the SHA-256 of its tensors is {seen}, {metadata['sha256']} was expected; "
+            f"{folder / file} is damaged: the SHA-256 of its tensors is {seen}, {metadata['sha256']} was expected; "
             "fetch or export it again"
         )
     return metadata["configs"], tensors

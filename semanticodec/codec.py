@@ -18,13 +18,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from . import checkpoints
+from . import checkpoints, inverse
 from .audio import Resampler, as_tensor, fbank_windows, resample
 from .audio import mono as mono
 from .config import BANDS, COLUMN, DEFAULT_PRESET, RATES, SAMPLE_RATE, VOCABULARIES, CodecConfig, TokenRate
 from .devices import usable_device, usable_dtype
 from .diffusion import SamplerOptions, is_whole
-from .errors import AudioError, CodesError, ConfigError
+from .errors import AudioError, CheckpointError, CodesError, ConfigError
 from .graphs import Graphed, Recorder, cuda_recorder
 from .model import MISSING, CodecModel
 from .nn.quantize import nearest, stack
@@ -32,6 +32,7 @@ from .nn.vocos import Vocos
 from .windows import decode_crossfade, decode_prefix
 
 if TYPE_CHECKING:
+    from .editing import Editor
     from .superres import SuperResolution
 
 Parts = Literal["all", "encoder", "decoder"]
@@ -436,6 +437,34 @@ class SemantiCodec:
             CodesError: wrong shape, dtype or range.
         """
         return self.model.embed(self.checked_codes(codes))
+
+    def editor(self, codes: Tensor | np.ndarray) -> Editor:
+        """Return the editor of a recording whose codes are known: what they say is heard where nothing is kept.
+
+        Args:
+            codes: integers ``[1, 2, F]``; -1 leaves the choice to the model.
+
+        Raises:
+            CheckpointError: the weights have no encoder of the autoencoder.
+            CodesError: wrong shape, dtype or range.
+            ConfigError: the decoder half was not loaded.
+        """
+        from .editing import coded
+
+        latent, codes = self.model.latent, self.checked_codes(codes)
+        if latent is None:
+            raise ConfigError("only the encoder half is loaded; use parts='all' or 'decoder' to edit")
+        if len(codes) != 1:
+            raise CodesError(
+                f"an editor changes one recording; codes [1, 2, frames] are needed, seen {len(codes)} rows"
+            )
+        if latent.vae.encoder is None:
+            if self._source is None or self._source.folder is None or self._source.layout != "native":
+                raise CheckpointError(
+                    f"only native weights come with an encoder of the autoencoder, not {self._source}"
+                )
+            inverse.attach(latent.vae, self._source.folder)
+        return coded(self.model, codes)
 
     def checked_codes(self, codes: Tensor | np.ndarray, streams: Streams = "both") -> Tensor:
         """Return ``codes`` as int64 ``[B, 2, F]`` on the codec's device, without the streams that are to be ignored.

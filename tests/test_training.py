@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 from semanticodec import SemantiCodec
 from semanticodec.config import RATES, SAMPLE_RATE
+from semanticodec.editing import Region
 from semanticodec.errors import AudioError, CheckpointError
 from semanticodec.nn.quantize import nearest
 from semanticodec.training import __main__ as command
@@ -382,6 +383,21 @@ class TestLearning:
         losses = [float(stage.step(fabric, index, 0.0)[loss]) for index in range(25)]
         assert losses[-1] < 0.75 * losses[0]
 
+    def test_an_encoder_is_learnt_for_a_decoder_that_stands_still(
+        self, trained: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stage, fabric = made(trained, "inverse", monkeypatch, learning_rate=5e-3)
+        assert isinstance(stage, vae.InverseStage)
+        shipped = SemantiCodec.from_pretrained(trained.weights, preset="mini-100", parts="decoder").model.latent
+        assert shipped is not None
+        batch = stage.crops(0)
+        monkeypatch.setattr(stage, "crops", lambda *_: batch)
+        losses = [float(stage.step(fabric, index, 0.0)["error"]) for index in range(25)]
+        assert losses[-1] < 0.95 * losses[0]  # the decoder, hardly trained, leaves little to gain
+        for part in (stage.vae.decoder, stage.vae.post_quant_conv):
+            own = shipped.vae.decoder if part is stage.vae.decoder else shipped.vae.post_quant_conv
+            assert same(dict(part.state_dict()), dict(own.state_dict()))
+
     def test_latent_losses_fall_on_few_blocks(self, trained: Session, monkeypatch: pytest.MonkeyPatch) -> None:
         stage, fabric = made(trained, "latent", monkeypatch, learning_rate=5e-3)
         monkeypatch.setattr(latent, "RATES", (100,))
@@ -576,6 +592,15 @@ class TestReports:
 
 
 class TestExport:
+    def test_the_folder_edits(self, trained: Session) -> None:
+        codec = SemantiCodec.from_pretrained(trained.weights, preset="mini-100")
+        wave = trained.corpus.wave(trained.corpus.clips[0])
+        heard = codec.editor(codec.encode(wave, SAMPLE_RATE)).inpaint(wave, SAMPLE_RATE, [Region(0.4, 0.6)])
+        kept = torch.ones(len(wave), dtype=torch.bool)
+        kept[6400:9600] = False
+        assert torch.equal(heard[kept], wave[kept])
+        assert not torch.equal(heard[~kept], wave[~kept])
+
     @pytest.mark.parametrize("rate", RATES)
     def test_the_folder_decodes(self, trained: Session, rate: int) -> None:
         codec = SemantiCodec.from_pretrained(trained.weights, preset=f"mini-{rate}")

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from .. import checkpoints
+from .. import checkpoints, inverse
 from ..codec import SemantiCodec
 from ..config import PATCH, PRESETS, RATES, SAMPLE_RATE, CodecConfig, MelConfig, VocosConfig
 from ..errors import CheckpointError
@@ -30,7 +30,7 @@ from .loop import RunOptions, launch, train
 from .mae import MAEStage, MaskedAutoencoder
 from .polish import PolishLoss, PolishStage
 from .prior import PriorStage, coded
-from .vae import VAELoss, VAEStage
+from .vae import InverseStage, VAELoss, VAEStage
 from .vocoder import MagnitudeLoss, VocoderStage
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,10 @@ RECIPES = {
     "latent": RunOptions(Path(), steps=100_000, minutes=40, batch=48, learning_rate=8e-4, evaluate_every=300),
     "polish": RunOptions(Path(), steps=100_000, minutes=32, batch=16, learning_rate=4e-4, evaluate_every=200),
     "prior": RunOptions(Path(), steps=100_000, minutes=15, batch=512, learning_rate=4e-3),
+    "inverse": RunOptions(Path(), steps=100_000, minutes=10, batch=12, learning_rate=2e-3, evaluate_every=250),
 }
-"""What the shipped weights were trained with on two CPU cores, the last two stages by two processes (``--devices 2``);
-on a GPU give more steps, larger batches."""
+"""What the shipped weights were trained with on two CPU cores ("latent" and "polish" as two processes, ``--devices 2``;
+"inverse" on one core); on a GPU give more steps, larger batches."""
 
 
 def mini() -> dict[int, CodecConfig]:
@@ -226,6 +227,19 @@ def _prior(session: Session) -> None:
             log.info("wrote %s, %.2f MB", path, path.stat().st_size / 1e6)
 
 
+def _inverse(session: Session) -> None:
+    """Train and write the encoder of the exported autoencoder."""
+    options, fabric = session.start("inverse")
+    config = session.configs[RATES[0]]
+    latent = SemantiCodec.from_pretrained(session.weights, preset=config.name, parts="decoder").model.latent
+    assert latent is not None
+    stage = InverseStage(session.corpus, latent.vae, latent.config.mel, config.decoder.columns * PATCH, options)
+    train(stage, options, fabric)
+    if fabric.is_global_zero:
+        inverse.save(session.weights, stage.vae)
+        log.info("wrote %s", session.weights / inverse.FILE)
+
+
 def card(name: str, title: str, audio: Path, clips: Sequence[Clip]) -> str:
     """Return the model card: what the weights are and whose recordings they learnt from.
 
@@ -266,4 +280,5 @@ STAGES: dict[str, Callable[[Session], None]] = {
     "polish": _polish,
     "export": _export,
     "prior": _prior,
+    "inverse": _inverse,
 }

@@ -42,7 +42,7 @@ class VAEStage:
 
     def __init__(self, corpus: Corpus, vae: VAEConfig, mel: MelConfig, rows: int, options: RunOptions) -> None:
         self.options, self.mel = options, mel
-        self.raw: nn.Module = VAELoss(AutoencoderKL(vae))
+        self.raw = VAELoss(AutoencoderKL(vae))
         self.shape = (vae.latent_channels, rows // vae.factor, mel.bins // vae.factor)
         self.crops = Crops(corpus, rows * mel.hop, options.batch, seed=options.seed + 10)
         self.held_out = Crops(corpus, rows * mel.hop, 64, seed=1, held_out=True)
@@ -91,3 +91,16 @@ class VAEStage:
             _, _, picture, mel = self._run(self.held_out(0)[:8], 0)
         image = torch.cat([mel, picture], 3)[:, 0].reshape(1, -1, 2 * mel.shape[3]).mT
         writer.add_image("mel and reconstruction", ((image.cpu() + 11.5) / 13).clamp(0, 1), index)
+
+
+class InverseStage(VAEStage):
+    """Train an encoder for a decoder that is there already, and stands still."""
+
+    name = "inverse"
+
+    def __init__(self, corpus: Corpus, vae: AutoencoderKL, mel: MelConfig, rows: int, options: RunOptions) -> None:
+        super().__init__(corpus, vae.config, mel, rows, options)
+        self.vae = self.raw.vae
+        for part, given in ((self.vae.decoder, vae.decoder), (self.vae.post_quant_conv, vae.post_quant_conv)):
+            part.load_state_dict(given.state_dict())
+            part.requires_grad_(False)
