@@ -124,12 +124,12 @@ def conditioning(codec: SemantiCodec, tokens: Tensor) -> tuple[Conditioning, Con
 
     Args:
         codec: an official preset.
-        tokens: int64 ``[1, frames, 2]``, at most a window.
+        tokens: int64 ``[B, frames, 2]``, at most a window.
     """
     conditioner = codec.model.conditioner
     assert isinstance(conditioner, ContextConditioner)
     features = codec.embed(tokens.mT)
-    nothing = features.new_zeros(1, codec.config.window_frames, features.shape[2])
+    nothing = features.new_zeros(len(features), codec.config.window_frames, features.shape[2])
     asked, absent = (Conditioning(((conditioner(x), None),)) for x in (features, nothing))
     return asked, absent
 
