@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .corpus import CorpusOptions, tokenize_corpus, verify_corpus
     from .datasets import TokenDataset
     from .diffusion import SamplerOptions
+    from .generation import Generator
     from .streaming import Decoder, Encoder, Sliding, StreamDecoder, StreamEncoder
     from .superres import SuperResolution
 else:
@@ -34,6 +35,7 @@ else:
         "CorpusOptions": "corpus",
         "Decoder": "streaming",
         "Encoder": "streaming",
+        "Generator": "generation",
         "SamplerOptions": "diffusion",
         "SemantiCodec": "codec",
         "Sliding": "streaming",
@@ -69,6 +71,7 @@ __all__ = [
     "CorruptedError",
     "Decoder",
     "Encoder",
+    "Generator",
     "SamplerOptions",
     "SemantiCodec",
     "SemantiCodecError",

@@ -18,11 +18,9 @@ from torch.nn import functional
 
 from .audio import log_mel, recording, resample, slaney_filters
 from .bandlimit import BINS, crossfade, joined
-from .conditioners.prompts import Prompts
 from .config import COLUMN
 from .diffusion import Draw, Masked, Partial, SamplerOptions, noise
 from .errors import ConfigError
-from .family import SystemModel
 from .latent import Conditioning, Known, LatentDiffusion
 from .model import MISSING, CodecModel
 from .nn.conditioners import ContextConditioner, GridConditioner
@@ -33,7 +31,9 @@ WINDOW, OVERLAP = 256, 64
 """Latent steps that are generated at once (10.24 s at 16 kHz, as trained), and given again to the next window."""
 
 Condition = Callable[[int, int], tuple[Conditioning, Conditioning]]
-"""(first latent step, steps) -> what to generate there and what guidance steers away from, one row each."""
+"""(first latent step, steps) -> what to generate there and what guidance steers away from: one row for all, or each."""
+Draws = Callable[[int, Tensor], Draw]
+"""(window, what its latents are like) -> its noise by solver step."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,34 @@ class Editor:
         source = self._source(wave, sample_rate)
         return self._edited(source, [Region(low=cutoff)], None, seed, options, renew=renew)
 
+    def generate(
+        self,
+        samples: int,
+        seeds: Sequence[int],
+        *,
+        options: SamplerOptions | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
+        """Generate from nothing; what does not fit into a window is generated as going on from the window before.
+
+        Args:
+            samples: how many, 1 or more.
+            seeds: one per row of the condition (or any number if it has one row).
+            options: as in :meth:`transfer`.
+            progress: called with the share done, 0 to 1, after each window.
+
+        Returns:
+            float32 ``[len(seeds), samples]`` on the CPU.
+        """
+        config = self.latent.config
+        steps = -(-samples // config.step_samples)
+        shape = (len(seeds), config.vae.latent_channels, steps, config.cells)
+        with torch.inference_mode():
+            nothing = torch.zeros(shape, device=self.latent.scale.device)
+            keep = torch.zeros(1, 1, *shape[2:]).to(nothing)
+            latents = self._sample(nothing, keep, None, _own(seeds), options or SamplerOptions(), False, progress)
+            return self._decode(latents)[:, :samples]
+
     def _source(self, wave: Tensor | np.ndarray, sample_rate: int) -> Tensor:
         return resample(recording(wave), sample_rate, self.sample_rate)
 
@@ -231,7 +259,7 @@ class Editor:
         with torch.inference_mode():
             given = self._encode(functional.pad(whole * gain, (0, steps * step - whole.shape[1])))
             keep = cell_mask(self.latent, steps, regions) if regions else torch.zeros(1, 1, steps, given.shape[3])
-            latents = self._sample(given, keep.to(given), strength, seed, options or SamplerOptions(), renew)
+            latents = self._sample(given, keep.to(given), strength, _shared(seed), options or SamplerOptions(), renew)
             heard = self._decode(latents)[:, : whole.shape[1]] / gain
         result = heard.clone() if not regions else composed(whole, heard, regions, self.sample_rate)
         return result.reshape(source.shape)
@@ -254,9 +282,10 @@ class Editor:
         given: Tensor,
         keep: Tensor,
         strength: float | None,
-        seed: int,
+        draws: Draws,
         options: SamplerOptions,
         renew: bool,
+        progress: Callable[[float], None] | None = None,
     ) -> Tensor:
         """Return latents ``[C, channels, T, F]`` that are ``given`` where ``keep`` ``[1, 1, T, F]`` is 1."""
         result, lead = given.clone(), 0
@@ -273,7 +302,8 @@ class Editor:
             if bool((mask == 1).all()):
                 continue
             conditional, unconditional = (
-                _rows(conditioning, len(part)) for conditioning in self.condition(first - lead, last - first)
+                conditioning if conditioning.count == len(part) else conditioning.rows([0] * len(part))
+                for conditioning in self.condition(first - lead, last - first)
             )
             known = None
             if self.prefix:
@@ -281,12 +311,14 @@ class Editor:
             result[:, :, first:last] = self.latent.generate(
                 conditional,
                 unconditional,
-                _draw(seed, index, part),
+                draws(index, part),
                 options,
                 known,
                 masked=Masked(part, mask, renew=renew) if mask.any() else None,
                 start=None if strength is None else Partial(part, strength),
             )
+            if progress:
+                progress(last / result.shape[2])
         return result[:, :, lead : lead + given.shape[2]]
 
     def _decode(self, latents: Tensor) -> Tensor:
@@ -314,44 +346,24 @@ def _spans(steps: int, window: int, overlap: int) -> Iterator[tuple[int, int, in
         first, own = last - overlap, overlap
 
 
-def _draw(seed: int, window: int, like: Tensor) -> Draw:
-    """Return the noise of one window, the same for all channels."""
-    return lambda step: noise(seed, window, step, tuple(like.shape[1:])).to(like).expand_as(like)
+def _shared(seed: int) -> Draws:
+    """Return the noise of edits: the same for all channels, so that equal channels stay equal."""
+    return lambda window, like: lambda step: noise(seed, window, step, tuple(like.shape[1:])).to(like).expand_as(like)
 
 
-def _rows(conditioning: Conditioning, count: int) -> Conditioning:
-    """Repeat a conditioning of one row."""
+def _own(seeds: Sequence[int]) -> Draws:
+    """Return noise of which each row has its own."""
 
-    def repeated(x: Tensor) -> Tensor:
-        return x.expand(count, *x.shape[1:])
+    def draws(window: int, like: Tensor) -> Draw:
+        shape = tuple(like.shape[1:])
+        return lambda step: torch.stack([noise(seed, window, step, shape) for seed in seeds]).to(like)
 
-    return Conditioning(
-        tuple((repeated(x), None if mask is None else repeated(mask)) for x, mask in conditioning.contexts),
-        None if conditioning.concat is None else repeated(conditioning.concat),
-        None if conditioning.film is None else repeated(conditioning.film),
-        conditioning.controls,
-    )
+    return draws
 
 
 def always(conditioning: Conditioning, unconditional: Conditioning) -> Condition:
     """Return the condition that is the same everywhere: a prompt, or a label."""
     return lambda first, steps: (conditioning, unconditional)  # noqa: ARG005
-
-
-def prompted(model: SystemModel, prompts: Prompts) -> Editor:
-    """Return the editor of a text-to-sound system.
-
-    Args:
-        model: with its conditioners.
-        prompts: one row.
-
-    Raises:
-        ConfigError: the system has no conditioners, or a transcription was given to one that reads none.
-    """
-    if model.prompts is None:
-        raise ConfigError(f"{model.config.name} reads no prompts; choose a system that turns text to sound")
-    with torch.inference_mode():
-        return Editor(model.latent, always(model.prompts(prompts), model.prompts.unconditional(1)))
 
 
 def coded(model: CodecModel, codes: Tensor) -> Editor:

@@ -5,6 +5,7 @@ B batch, C latent channels, T latent steps, M mel rows, S samples; at 16 kHz a s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,6 +78,22 @@ class Conditioning:
     concat: Tensor | None = None
     film: Tensor | None = None
     controls: tuple[Control, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Rows; 0 if nothing is told."""
+        parts = (self.film, self.concat, *(x for x, _ in self.contexts), *(control.hint for control in self.controls))
+        return next((len(part) for part in parts if part is not None), 0)
+
+    def rows(self, index: Sequence[int]) -> Conditioning:
+        """Return the conditioning whose row i is row ``index[i]`` of this one."""
+        picked = list(index)
+        return Conditioning(
+            tuple((x[picked], None if mask is None else mask[picked]) for x, mask in self.contexts),
+            None if self.concat is None else self.concat[picked],
+            None if self.film is None else self.film[picked],
+            tuple(replace(control, hint=control.hint[picked]) for control in self.controls),
+        )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def listed(monkeypatch: pytest.MonkeyPatch, folder: Path, cached: dict[str, str]
 
 def test_every_preset_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lines = listed(monkeypatch, tmp_path, {})
-    assert list(lines) == [*PRESETS, "mini-sr", *SYSTEMS]
+    assert list(lines) == [*PRESETS, "mini-sr", "mini-gen", *SYSTEMS]
     assert "  yes   /" in lines["mini-100"]
     assert " 0.05 GB " in lines["mini-100"]
     assert lines["semanticodec-100-4096"].endswith("  no    https://huggingface.co/haoheliu/SemantiCodec")

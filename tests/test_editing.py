@@ -21,15 +21,12 @@ from semanticodec.audio import load, save
 from semanticodec.bandlimit import lowpass
 from semanticodec.cli import app
 from semanticodec.codec import SemantiCodec
-from semanticodec.conditioners.prompts import Prompts
 from semanticodec.config import LatentConfig, UNetConfig, VAEConfig, VocosConfig
 from semanticodec.diffusion import SamplerOptions
-from semanticodec.editing import Editor, Region, _spans, always, cell_mask, coded, composed, prompted
+from semanticodec.editing import Editor, Region, _shared, _spans, always, cell_mask, coded, composed
 from semanticodec.errors import AudioError, ConfigError
-from semanticodec.family import SystemModel
 from semanticodec.latent import Conditioning, LatentDiffusion
 from semanticodec.model import CodecModel
-from semanticodec.systems import system
 
 RATE = 16_000
 CONFIG = LatentConfig(
@@ -190,7 +187,7 @@ class TestTransfer:
         kept = []
         for strength in (0.01, 0.3, 1.0):
             with torch.inference_mode():
-                result = editor()._sample(given, keep, strength, 0, SamplerOptions(steps=20), False)
+                result = editor()._sample(given, keep, strength, _shared(0), SamplerOptions(steps=20), False)
             kept.append(float(torch.corrcoef(torch.stack([result.flatten(), given.flatten()]))[0, 1]))
         assert kept[0] > 0.9
         assert kept[0] > kept[1] > kept[2]
@@ -256,7 +253,7 @@ def test_codes_say_what_is_generated(flavour: str, rate: Any, monkeypatch: pytes
     steps = small.columns(codes.shape[2]) * 4
     nothing = torch.zeros(1, *seen[0].shape[1:2], steps, 16)
     with torch.inference_mode():
-        heard = own._sample(nothing, nothing[:, :1], None, 5, options, False)
+        heard = own._sample(nothing, nothing[:, :1], None, _shared(5), options, False)
     overlap = small.decoder.overlap * 4
     wanted = [part[:, :, overlap * (index > 0 or flavour == "mini") :] for index, part in enumerate(seen)]
     torch.testing.assert_close(heard, torch.cat(wanted, 2)[:, :, :steps], rtol=0, atol=1e-4)
@@ -271,8 +268,17 @@ class TestCommandLine:
     def edit(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         """Run ``semanticodec edit`` with the small system in the place of a published one."""
         asked: list[Any] = []
-        monkeypatch.setattr("semanticodec.family.load_system", lambda *args, **named: asked.append((args, named)))
-        monkeypatch.setattr("semanticodec.editing.prompted", lambda _, prompts: asked.append(prompts) or editor())
+
+        class Loaded:
+            def editor(self, prompt: str) -> Editor:
+                asked.append(prompt)
+                return editor()
+
+        def load_generator(name: str, **_: Any) -> Loaded:
+            asked.append(name)
+            return Loaded()
+
+        monkeypatch.setattr("semanticodec.generation.Generator.from_pretrained", load_generator)
         save(tmp_path / "in.wav", sound(), RATE)
 
         def run(*words: str) -> tuple[Tensor, list[Any]]:
@@ -300,8 +306,7 @@ class TestCommandLine:
         options = SamplerOptions(steps=2)
         wanted = editor().inpaint(wave, RATE, [Region(0.4, 0.6)], seed=3, options=options)[0]
         torch.testing.assert_close(heard, wanted.clamp(-1, 1), rtol=0, atol=1e-4)
-        assert asked[0][0][0].name == "audioldm-s-full-v2"
-        assert asked[1].texts == ["rain"]
+        assert asked == ["mini-gen", "rain"]
 
     def test_transfer(self, edit: Any, tmp_path: Path) -> None:
         heard, _ = edit("transfer", "--strength", "0.3", "--guidance", "1")
@@ -315,9 +320,16 @@ class TestCommandLine:
         wave, _ = load(tmp_path / "in.wav")
         torch.testing.assert_close(heard, editor().upsample(wave, RATE, cutoff=4000)[0].clamp(-1, 1), rtol=0, atol=1e-4)
 
-
-def test_a_system_without_conditioners_takes_no_prompts() -> None:
-    with torch.device("meta"):
-        model = SystemModel(system("audiosr-basic"))
-    with pytest.raises(ConfigError, match="audiosr-basic reads no prompts"):
-        prompted(model, Prompts(["rain"]))
+    def test_a_codec_says_by_its_codes_what_is_heard(self, tmp_path: Path) -> None:
+        wave, out = sound(0.96), tmp_path / "out.wav"
+        save(tmp_path / "in.wav", wave, RATE)
+        told = ["edit", "inpaint", str(tmp_path / "in.wav"), "-o", str(out), "--model", "mini-50", "--device", "cpu"]
+        result = CliRunner().invoke(app, [*told, "--start", "0.4", "--stop", "0.6"])
+        assert result.exit_code == 0, result.output
+        wave, heard = load(tmp_path / "in.wav")[0], load(out)[0]
+        codec = SemantiCodec.from_pretrained("mini-50")
+        wanted = codec.editor(codec.encode(wave, RATE)).inpaint(wave, RATE, [Region(0.4, 0.6)])
+        torch.testing.assert_close(heard, wanted.clamp(-1, 1), rtol=0, atol=1e-4)
+        refused = CliRunner().invoke(app, [*told, "--prompt", "rain", "--force"])
+        assert refused.exit_code == 1
+        assert "leave out --prompt" in refused.output

@@ -25,6 +25,7 @@ from ..errors import AudioError, CheckpointError, ConfigError, CorruptedError
 from . import novelty
 from .bench import app as bench
 from .edit import app as edit
+from .generate import generate
 from .jobs import ENDING, FORMATS, Job, Precision, Work, complain, find, plan, user_errors
 from .models import models
 from .tokenize import tokenize
@@ -252,6 +253,7 @@ def serve(context: typer.Context) -> None:
 app.command()(tokenize)
 app.command()(novelty.novelty)
 app.command()(upsample)
+app.command()(generate)
 app.command()(models)
 
 

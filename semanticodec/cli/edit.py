@@ -1,9 +1,10 @@
-"""``semanticodec edit``: change recordings with a text-to-sound system, without training."""
+"""``semanticodec edit``: change recordings with a model that generates, without training."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,152 +16,138 @@ if TYPE_CHECKING:
     from ..diffusion import SamplerOptions
     from ..editing import Editor
 
-app = typer.Typer(no_args_is_help=True, help="Change recordings with a text-to-sound system.")
+Edit = Callable[["Editor", "Tensor", int, int, "SamplerOptions"], "Tensor"]
+"""(editor, samples, their rate, seed, options) -> what is heard."""
 
-Inputs = Annotated[list[str], typer.Argument(help="Files, folders, or - for the standard input.")]
-Out = Annotated[str, typer.Option("--out", "-o", help="File, folder, or - for the standard output.")]
-Prompt = Annotated[str, typer.Option(help="What shall be heard where sound is generated.")]
-Model = Annotated[str, typer.Option(help="One of the systems that turn text to sound at 16 kHz.")]
-Place = Annotated[str | None, typer.Option(help="The system's file, or its folder.  [default: where it is looked for]")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Solver steps.  [default: the preset's]")]
-Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt.  [default: the preset's]")]
-Seed = Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the noise.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")]
-DEFAULT = "audioldm-s-full-v2"
-
-Edit = Callable[["Editor", "Tensor", int, "SamplerOptions"], "Tensor"]
+app = typer.Typer(no_args_is_help=True, help="Change recordings with a model that generates.")
 
 
-@app.command()
 def transfer(
-    inputs: Inputs,
-    out: Out,
-    prompt: Prompt,
     strength: Annotated[float, typer.Option(help="From above 0 (little changes) to 1 (nothing is left).")] = 0.5,
-    model: Model = DEFAULT,
-    weights: Place = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    force: Force = False,
-) -> None:
-    """Give recordings the style of a text."""
-
-    def edit(editor: Editor, wave: Tensor, rate: int, options: SamplerOptions) -> Tensor:
-        return editor.transfer(wave, rate, strength=strength, seed=seed, options=options)
-
-    _run(edit, inputs, out, prompt, model, weights, steps, guidance, device, force=force)
+) -> Edit:
+    """Give recordings the style of a text or label."""
+    return lambda editor, wave, rate, seed, options: editor.transfer(
+        wave, rate, strength=strength, seed=seed, options=options
+    )
 
 
-@app.command()
 def inpaint(
-    inputs: Inputs,
-    out: Out,
-    prompt: Prompt,
     start: Annotated[float, typer.Option(min=0, help="Seconds at which the generated part begins.")] = 0.0,
     stop: Annotated[float | None, typer.Option(help="Seconds at which it ends.  [default: the end]")] = None,
     low: Annotated[float, typer.Option(min=0, help="Hz from which on to generate.")] = 0.0,
     high: Annotated[float | None, typer.Option(help="Hz up to which to generate.  [default: all]")] = None,
-    model: Model = DEFAULT,
-    weights: Place = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    force: Force = False,
-) -> None:
+) -> Edit:
     """Generate a stretch of recordings, or a band of it, anew; the rest is kept to the sample."""
 
-    def edit(editor: Editor, wave: Tensor, rate: int, options: SamplerOptions) -> Tensor:
+    def edit(editor: Editor, wave: Tensor, rate: int, seed: int, options: SamplerOptions) -> Tensor:
         from ..editing import Region
 
         return editor.inpaint(wave, rate, [Region(start, stop, low, high)], seed=seed, options=options)
 
-    _run(edit, inputs, out, prompt, model, weights, steps, guidance, device, force=force)
+    return edit
 
 
-@app.command()
 def outpaint(
-    inputs: Inputs,
-    out: Out,
-    prompt: Prompt,
     before: Annotated[float, typer.Option(min=0, help="Seconds to generate before the recording.")] = 0.0,
     after: Annotated[float, typer.Option(min=0, help="Seconds to generate after it.")] = 0.0,
-    model: Model = DEFAULT,
-    weights: Place = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    force: Force = False,
-) -> None:
+) -> Edit:
     """Let recordings begin earlier and go on longer."""
-
-    def edit(editor: Editor, wave: Tensor, rate: int, options: SamplerOptions) -> Tensor:
-        return editor.outpaint(wave, rate, before=before, after=after, seed=seed, options=options)
-
-    _run(edit, inputs, out, prompt, model, weights, steps, guidance, device, force=force)
+    return lambda editor, wave, rate, seed, options: editor.outpaint(
+        wave, rate, before=before, after=after, seed=seed, options=options
+    )
 
 
-@app.command()
 def upsample(
-    inputs: Inputs,
-    out: Out,
-    prompt: Prompt,
-    cutoff: Annotated[float, typer.Option(min=1, help="Hz from which on to generate.")],
-    model: Model = DEFAULT,
-    weights: Place = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    force: Force = False,
-) -> None:
+    cutoff: Annotated[float, typer.Option(min=1, help="Hz from which on to generate.")] = 4000.0,
+) -> Edit:
     """Generate the upper band by a mask over frequency; "semanticodec upsample" has models made for it."""
-
-    def edit(editor: Editor, wave: Tensor, rate: int, options: SamplerOptions) -> Tensor:
-        return editor.upsample(wave, rate, cutoff=cutoff, seed=seed, options=options)
-
-    _run(edit, inputs, out, prompt, model, weights, steps, guidance, device, force=force)
+    return lambda editor, wave, rate, seed, options: editor.upsample(
+        wave, rate, cutoff=cutoff, seed=seed, options=options
+    )
 
 
 def _run(
     edit: Edit,
-    inputs: list[str],
-    out: str,
-    prompt: str,
-    model: str,
-    weights: str | None,
-    steps: int | None,
-    guidance: float | None,
-    device: str,
-    *,
-    force: bool,
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, or - for the standard input.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="File, folder, or - for the standard output.")],
+    prompt: Annotated[str, typer.Option(help="What shall be heard where sound is generated: a text, or a label.")] = "",
+    model: Annotated[
+        str, typer.Option(help="mini-gen, a 16 kHz system that reads prompts, or a codec preset such as mini-100.")
+    ] = "mini-gen",
+    like: Annotated[
+        str | None, typer.Option(help="For codecs: the recording whose codes say what is heard.  [default: the input]")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="The system's file, or its folder.  [default: where it is looked for]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.  [default: the preset's]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow.  [default: the preset's]")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the noise.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")] = False,
 ) -> None:
     import torch
 
     from .. import audio
-    from ..conditioners.prompts import Prompts
-    from ..devices import usable_device
     from ..diffusion import SamplerOptions
-    from ..editing import prompted
-    from ..family import load_system
-    from ..systems import system
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with user_errors(), Work("editing") as work:
         jobs = plan(inputs, out, tuple(FORMATS), ".wav")
         options = SamplerOptions(steps=steps, guidance=guidance)
-        row = system(model)
-        editor = prompted(load_system(row, weights, device=usable_device(device)), Prompts([prompt]))
+        editor_of = _editors(model, prompt, like, weights, device)
         for (job,) in work.batches(jobs, 1):
             with work.guard(job):
                 job.check_target(force)
                 with job.open_source() as source:
                     wave, rate = audio.load(source)
-                heard = edit(editor, wave, rate, options)
+                editor = editor_of(wave, rate)
+                heard = edit(editor, wave, rate, seed, options)
                 with job.open_target() as target:
                     audio.save(target, heard, editor.sample_rate, job.sound_format)
+
+
+def _editors(
+    model: str, prompt: str, like: str | None, weights: str | None, device: str
+) -> Callable[[Tensor, int], Editor]:
+    """Load a model, and return the function that makes its editor for a recording."""
+    from .. import audio
+    from ..config import PRESETS
+    from ..errors import ConfigError
+    from ..generation import Generator
+
+    if model not in PRESETS:
+        if like is not None:
+            raise ConfigError(f"--like is for codecs; {model} reads --prompt")
+        editor = Generator.from_pretrained(model, weights=weights, device=device).editor(prompt)
+        return lambda wave, rate: editor  # noqa: ARG005
+    if prompt or weights is not None:
+        raise ConfigError(f"{model} is a codec: its codes say what is heard; leave out --prompt and --weights")
+    from ..codec import SemantiCodec
+
+    codec = SemantiCodec.from_pretrained(model, device=device)
+    if like is None:
+        return lambda wave, rate: codec.editor(codec.encode(wave.mean(0), rate))
+    wave, rate = audio.load(like)
+    editor = codec.editor(codec.encode(wave.mean(0), rate))
+    return lambda wave, rate: editor  # noqa: ARG005
+
+
+def _command(make: Callable[..., Edit]) -> None:
+    """Add a command: the options of an edit, and those that all edits share."""
+    own, shared = (list(inspect.signature(function, eval_str=True).parameters.values()) for function in (make, _run))
+    optional = [parameter for parameter in shared[3:] if parameter.name != "edit"]
+
+    def command(**given: Any) -> None:
+        edit = make(**{parameter.name: given.pop(parameter.name) for parameter in own})
+        _run(edit, **given)
+
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared[1:3], *own, *optional)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    app.command(make.__name__, help=make.__doc__)(command)
+
+
+for _edit in (transfer, inpaint, outpaint, upsample):
+    _command(_edit)

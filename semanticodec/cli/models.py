@@ -34,10 +34,11 @@ def _cells(row: Row) -> list[str]:
 
 
 def rows() -> Iterator[Row]:
-    """Yield the presets of the codec, our own super-resolution, and the systems of the family."""
+    """Yield the presets of the codec, our other small models, and the systems of the family."""
     from ..checkpoints import HUB, MODEL, WEIGHTS
     from ..config import PRESETS
     from ..family import expected, present
+    from ..generation import MINI_GEN
     from ..superres import MINI_SR
     from ..systems import SYSTEMS
 
@@ -49,10 +50,10 @@ def rows() -> Iterator[Row]:
             folder = f"semanticodec_tokenrate_{config.token_rate}"
             here = _cached(HUB, f"{folder}/encoder.ckpt") and _cached(HUB, f"{folder}/decoder.ckpt")
             yield Row(config.name, "codec", None, "MIT", f"https://huggingface.co/{HUB}", here)
-    own = WEIGHTS / MINI_SR.name
-    here = (own / MODEL).is_file()
-    size = _size(own) if here else None
-    yield Row(MINI_SR.name, "super-resolution", size, "MIT (data: its README)", str(own), here)
+    for name, task in ((MINI_SR.name, "super-resolution"), (MINI_GEN.name, "label to sound")):
+        own = WEIGHTS / name
+        here = (own / MODEL).is_file()
+        yield Row(name, task, _size(own) if here else None, "MIT (data: its README)", str(own), here)
     for system in SYSTEMS.values():
         weights, found = system.weights, present(system)
         place = expected(system) if found is None else found
