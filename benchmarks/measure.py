@@ -1,8 +1,6 @@
 """Clocks, this machine's matrix-multiplication peak, operation counts, and who measured: shared by the benchmarks."""
 
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,7 +8,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+
+from semanticodec.bench.cost import gflop as gflop
+from semanticodec.bench.machine import machine as machine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,13 +70,6 @@ class Sgemm:
         return self.gflop / self.best.cpu
 
 
-def gflop(run: Callable[[], object]) -> float:
-    """Count the multiply-adds (as two operations each) of one run, in GFLOP; meta tensors cost nothing."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run()
-    return float(counter.get_total_flops()) / 1e9
-
-
 def randomise(tensors: Iterable[Tensor], seed: int) -> None:
     """Fill tensors from one seed, at a scale that keeps activations of order one; meta tensors stay as they are.
 
@@ -98,27 +91,3 @@ def company() -> dict[str, float | bool]:
     """
     first = os.sched_getscheduler(0) in (os.SCHED_RR, os.SCHED_FIFO)
     return {"load": round(os.getloadavg()[0], 1), "first": first}
-
-
-def machine() -> dict[str, str | int | bool]:
-    """Say which machine, software and commit a figure comes from."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    models = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
-    return {
-        "cpu": next(models, platform.processor() or platform.machine()),
-        "cores": os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": git("rev-parse", "--verify", "HEAD") or "unknown",
-        "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-
-
-def _cpuinfo() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else []

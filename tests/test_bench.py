@@ -342,6 +342,9 @@ def test_our_own_codec_at_measured_bits(audio: Path):
     assert codec.about().delay == pytest.approx(0.395, abs=1e-3)
     assert codec.pool(coded.codes).ndim == 1
     assert codec.fingerprint() != replace(codec, seed=1).fingerprint()
+    default, fast = ours(("mini-25",), fast=True)
+    assert (default.name, fast.name) == ("mini-25", "mini-25@fast")
+    assert not np.allclose(default.decode(coded, clip), fast.decode(coded, clip))
     assert "in the Hugging Face cache" in str(Semanticodec("semanticodec-25-4096").missing())
     assert "no weights of mini-25 in /nowhere" in str(Semanticodec("mini-25", folder="/nowhere").missing())
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .. import checkpoints, wire
 from ..codec import SemantiCodec
 from ..config import PRESETS, SAMPLE_RATE, preset
-from ..diffusion import SamplerOptions
+from ..diffusion import FAST, SamplerOptions
 from ..errors import CheckpointError, SemantiCodecError
 from ..wire import entropy, messages, prior
 from .clips import ENDINGS, Clip, Wave, read
@@ -91,16 +91,19 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Semanticodec:
-    """A preset of this package, or of a folder, at a number of solver steps (None: the preset's own)."""
+    """A preset of this package, or of a folder, at a number of solver steps (None: the preset's own), or ``fast``."""
 
     preset: str
     steps: int | None = None
     folder: str | None = None
     seed: int = 0
+    fast: bool = False
 
     @property
     def name(self) -> str:
-        """Preset and steps."""
+        """Preset and setting."""
+        if self.fast:
+            return f"{self.preset}@fast"
         return self.preset if self.steps is None else f"{self.preset}@{self.steps}"
 
     def missing(self) -> str | None:
@@ -133,10 +136,13 @@ class Semanticodec:
         codec, options = loaded(self)
         config = codec.config
         steps = options.steps or config.decoder.latent.steps
-        what = f"{config.token_rate} tokens/s, {steps} solver step{'s' * (steps > 1)}, seed {self.seed}"
+        guidance = ", no guidance" * self.fast
+        what = f"{config.token_rate} tokens/s, {steps} solver step{'s' * (steps > 1)}{guidance}, seed {self.seed}"
         family = "mini" if config.name.startswith("mini") else "SemantiCodec"
+        if self.fast or self.steps:
+            family += ", fast" if self.fast else f", {steps} steps"
         return About(
-            family if self.steps is None else f"{family}, {self.steps} steps",
+            family,
             what,
             SAMPLE_RATE,
             Decoder(codec, options).delay(Encoder(codec)) / SAMPLE_RATE,
@@ -189,7 +195,7 @@ class Semanticodec:
 def loaded(spec: Semanticodec) -> tuple[SemantiCodec, SamplerOptions]:
     """Load what an adapter stands for, once per process."""
     codec = SemantiCodec.from_pretrained(spec.folder or spec.preset, preset=spec.preset)
-    return codec, SamplerOptions(steps=spec.steps)
+    return codec, FAST if spec.fast else SamplerOptions(steps=spec.steps)
 
 
 @functools.cache
@@ -252,12 +258,18 @@ class Decodes:
 
 
 def ours(
-    presets: tuple[str, ...] = tuple(PRESETS), steps: tuple[int | None, ...] = (None,), folder: str | None = None
+    presets: tuple[str, ...] = tuple(PRESETS),
+    steps: tuple[int | None, ...] = (None,),
+    folder: str | None = None,
+    *,
+    fast: bool = False,
 ) -> Iterator[Semanticodec]:
-    """Yield presets of this package, or of a folder with weights, at every given number of solver steps."""
+    """Yield presets of this package, or of a folder with weights, at every number of solver steps; ``fast`` as well."""
     for name in presets:
         for count in steps:
             yield Semanticodec(name, count, folder)
+        if fast:
+            yield Semanticodec(name, folder=folder, fast=True)
 
 
 def gross_bits(net_bits: float, seconds: float, block: float) -> float:

@@ -6,6 +6,7 @@ import multiprocessing
 import resource
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -35,6 +36,13 @@ class Cost:
     first_block_ms: float | None
 
 
+def gflop(run: Callable[[], object]) -> float:
+    """Count the multiply-adds (as two operations each) of one run, in GFLOP; meta tensors cost nothing."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops()) / 1e9
+
+
 def cost(codec: Codec, clip: Clip) -> Cost:
     """Measure in a fresh process, so that memory is the codec's own."""
     context = multiprocessing.get_context("spawn")
@@ -50,10 +58,8 @@ def _cost(codec: Codec, clip: Clip) -> Cost:
     if program:
         delay = codec.about().delay
         return Cost(peak_mb, None, None if delay is None else 1000 * delay)
-    with FlopCounterMode(display=False) as counter:
-        codec.decode(codec.encode(clip), clip)
-    gflop = counter.get_total_flops() / 1e9 / clip.seconds
-    return Cost(peak_mb, gflop, _first_block(codec, clip) if isinstance(codec, Semanticodec) else None)
+    operations = gflop(lambda: codec.decode(codec.encode(clip), clip)) / clip.seconds
+    return Cost(peak_mb, operations, _first_block(codec, clip) if isinstance(codec, Semanticodec) else None)
 
 
 def _first_block(codec: Semanticodec, clip: Clip) -> float:

@@ -26,6 +26,7 @@ SETS = ("mini", "official", "classical", "neural")
 def _codecs(
     sets: list[str],
     steps: list[int],
+    fast: bool,
     weights: Path | None,
     hub: Path | None,
     config: Path | None,
@@ -45,7 +46,7 @@ def _codecs(
     for wanted in sets:
         if wanted in ("mini", "official"):
             presets = tuple(name for name in PRESETS if name.startswith("mini") == (wanted == "mini"))
-            found += ours(presets, counts, None if wanted == "mini" or weights is None else str(weights))
+            found += ours(presets, counts, None if wanted == "mini" or weights is None else str(weights), fast=fast)
         elif wanted == "classical":
             found += classical()
         else:
@@ -70,6 +71,7 @@ def run(
     steps: Annotated[
         list[int] | None, typer.Option(min=1, help="Solver steps of our presets; may be given several times.")
     ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Add our presets as `decode --fast` decodes them.")] = False,
     weights: Annotated[Path | None, typer.Option(help="Folder with official weights.")] = None,
     hub: Annotated[Path | None, typer.Option(help="Folder with a folder per model of transformers.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file: [name] with encode = and decode = commands.")] = None,
@@ -92,7 +94,7 @@ def run(
         from ..bench.report import hang, write_report
         from ..bench.survey import survey
 
-        wanted = _codecs(codecs.split(",") if codecs else [], steps or [], weights, hub, config, decodes or [])
+        wanted = _codecs(codecs.split(",") if codecs else [], steps or [], fast, weights, hub, config, decodes or [])
         if only is not None:
             chosen = only.split(",")
             missing = set(chosen) - {codec.name for codec in wanted}
@@ -134,7 +136,7 @@ def codecs(
     """List what can be compared, and what is missing for the rest."""
     with user_errors():
         _need_extra()
-        for codec in _codecs(list(SETS), [], weights, hub, None, []):
+        for codec in _codecs(list(SETS), [], False, weights, hub, None, []):
             typer.echo(f"{codec.name:<28}{codec.missing() or 'ready'}")
 
 
