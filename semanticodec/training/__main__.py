@@ -1,4 +1,4 @@
-"""``python -m semanticodec.training STAGE``: train one stage of mini (or of mini-sr), or ``all`` of them in order."""
+"""``python -m semanticodec.training STAGE``: train one stage of mini (or mini-sr, mini-gen), or ``all`` in order."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import typer
 from ..checkpoints import WEIGHTS
 from ..config import SAMPLE_RATE
 from ..superres import MINI_SR
+from .generator_stages import GENERATOR_RECIPES, GENERATOR_STAGES
 from .loop import Precision, RunOptions
 from .stages import RECIPES, STAGES, Session
 from .superres_stages import SUPERRES_RECIPES, SUPERRES_STAGES
 
 MODELS = {
     "mini": (STAGES, RECIPES, SAMPLE_RATE),
+    "mini-gen": (GENERATOR_STAGES, GENERATOR_RECIPES, SAMPLE_RATE),
     "mini-sr": (SUPERRES_STAGES, SUPERRES_RECIPES, MINI_SR.latent.mel.sample_rate),
 }
 """Stages, their settings, and the sample rate of what they learn from."""
@@ -39,7 +41,7 @@ def main(
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
     accelerator: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     devices: Annotated[int, typer.Option(help="how many")] = 1,
-    precision: Annotated[Precision, typer.Option(help="of the networks that train")] = "32-true",
+    precision: Annotated[Precision | None, typer.Option(help="of the networks that train")] = None,
     compile: Annotated[bool, typer.Option(help="compile the networks")] = False,
     seed: Annotated[int, typer.Option(help="of crops, masks and noise")] = 0,
 ) -> None:
@@ -65,7 +67,7 @@ def main(
             seed=seed,
             accelerator=accelerator,
             devices=devices,
-            precision=precision,
+            precision=precision or recipe.precision,
             compile=compile,
         )
 
