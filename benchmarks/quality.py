@@ -1,10 +1,11 @@
 """Quality of mini and of the classical codecs at measured bits: ``make bench-quality``.
 
-Three runs of :mod:`semanticodec.bench`, each kept in ``results/quality-NAME.json``:
+Four runs of :mod:`semanticodec.bench`, each kept in ``results/quality-NAME.json``:
 
 * ``dev``: mini at its default steps and the classical codecs on the 121 development clips, delay and level undone;
   metrics that cost much on every twelfth clip of each kind; codebooks, probes, memory, operations
 * ``steps``: mini at 1, 2 and 4 solver steps, on every twelfth clip of each kind
+* ``fast``: mini at its default and as ``decode --fast`` decodes it, on every third clip of each kind, nothing undone
 * ``published``: mini, the decodes of published codecs and their recorded scores on the same 24 clips, as those were
   taken: nothing undone
 """
@@ -32,6 +33,7 @@ RESULTS = ROOT / "results"
 SHARED = ROOT.parent.parent / "shared"
 COSTLY_EVERY = 12
 """Development clips from one that every metric is taken on to the next, of each kind."""
+FAST_EVERY = 3
 MINI = ("mini-100", "mini-50", "mini-25")
 LEFT_OUT = ("speex-wb-q3", "mp3-8", "mp3-24", "aac-12", "aac-24")
 """Of the classical codecs, to keep the run at about half an hour of one core."""
@@ -104,6 +106,14 @@ def plans(audio: Path, cache: Path, jobs: int, every: int = 1, without: Sequence
             jobs=jobs,
         ),
         "dev": Plan(codecs, dev, cache, metrics, costly_every=costly, jobs=jobs),
+        "fast": Plan(
+            [*ours(MINI, fast=True)],
+            thin(dev, max(1, FAST_EVERY // every)),
+            cache,
+            ("stoi", "mel_l1"),
+            compensate=False,
+            jobs=jobs,
+        ),
         "steps": Plan(steps, thin(dev, costly), cache, metrics, jobs=jobs),
     }
 
@@ -111,7 +121,7 @@ def plans(audio: Path, cache: Path, jobs: int, every: int = 1, without: Sequence
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run and keep the results; what is cached is not run again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", default=["published", "dev", "steps"], help="published, dev, steps")
+    parser.add_argument("runs", nargs="*", default=["published", "dev", "fast", "steps"], help="[all four]")
     parser.add_argument("--audio", type=Path, default=SHARED / "audio", help="folder with dev/ and published/")
     parser.add_argument("--figures", type=Path, default=SHARED / "figures")
     parser.add_argument("--cache", type=Path, default=ROOT.parent / ".bench", help="of decodes and scores")

@@ -6,7 +6,7 @@ A table stands between ``<!-- table NAME -->`` and ``<!-- /table -->``.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from semanticodec.bench.metrics import METRICS
@@ -42,7 +42,23 @@ def compared(results: Results, columns: Sequence[tuple[str, str]]) -> str:
     for name in order:
         kbps = cell(results, name, "kbps_net", None, 2) + ("" if results.systems[name].get("measured", True) else "*")
         rows.append((name, kbps, *(cell(results, name, measure, kind) for kind, measure in columns)))
-    return table(heads, rows)
+    return f"{table(heads, rows)}\n\n{counted(results, columns, short)}"
+
+
+def counted(results: Results, columns: Sequence[tuple[str, str]], short: Mapping[str, str]) -> str:
+    """Say how many clips the columns are means of."""
+    parts = []
+    for kind in results.kinds:
+        sizes = {
+            short.get(measure, METRICS[measure].label): max(
+                len(results.scores(s, measure, kind)) for s in results.systems
+            )
+            for where, measure in columns
+            if where == kind
+        }
+        fewer = [f"{name} {size}" for name, size in sizes.items() if 0 < size < max(sizes.values())]
+        parts.append(f"{max(sizes.values())} of {kind}" + (f" ({', '.join(fewer)})" if fewer else ""))
+    return f"Clips: {', '.join(parts)}; commit {str(results.machine['commit'])[:7]}."
 
 
 def dev() -> str:

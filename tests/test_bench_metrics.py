@@ -24,7 +24,7 @@ from semanticodec.config import SAMPLE_RATE
 from semanticodec.errors import AudioError
 
 QUICK = ("pesq_wb", "pesq_nb", "stoi", "estoi", "mel_l1", "stft", "lsd", "speaker")
-SLOW = ("visqol", "visqol_speech", "f0", "voicing", "dwer")
+SLOW = ("visqol", "visqol_speech", "voicing", "dwer")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,18 @@ def test_slow_metrics_order_noise(name: str, voice: np.ndarray):
     assert values[-1] > values[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("hertz", [120, 123, 130, 160])
+def test_errors_of_pitch_are_found(hertz: int):
+    seconds = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    low, high = (sum(np.sin(2 * np.pi * f0 * k * seconds) / k for k in range(1, 20)) for f0 in (120, hertz))
+    found = METRICS["f0"].value(Sound(low), Sound(high))
+    assert found is not None
+    assert found[0] == pytest.approx(1200 * np.log2(hertz / 120), abs=15)  # pYIN's grid is 20 cents
+
+
 def test_every_metric_is_tested():
-    assert {*QUICK, *SLOW, "wer"} == set(METRICS)
+    assert {*QUICK, *SLOW, "f0", "wer"} == set(METRICS)
 
 
 @pytest.mark.parametrize("name", ["mel_l1", "stft", "lsd"])
