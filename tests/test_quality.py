@@ -17,7 +17,7 @@ def results() -> Results:
     }
     return Results(
         title="t",
-        machine={},
+        machine={"commit": "0123456789"},
         settings={"rate": 16_000},
         clips={"a": {"kind": "speech"}, "b": {"kind": "music"}},
         systems={"mini": {"family": "mini"}, "theirs 1.5": {"family": "theirs", "measured": False}},
@@ -32,7 +32,17 @@ def test_a_table_has_a_row_per_system_by_bitrate():
         "|---|---|---|---|---|",
         "| theirs 1.5 | 0.50* | 0.900 |  |  |",
         "| mini | 1.50 | 0.500 |  | 0.700 |",
+        "",
+        "Clips: 1 of speech, 1 of music; commit 0123456.",
     ]
+
+
+def test_a_column_of_fewer_clips_says_so():
+    found = results()
+    found.values["mini"]["mel_l1"] = {"a": [0.5, 1.0]}
+    found.clips["b"]["kind"] = "speech"
+    text = readme.compared(found, [("speech", "stoi"), ("speech", "mel_l1")])
+    assert text.splitlines()[-1] == "Clips: 2 of speech (mel L1 1); commit 0123456."
 
 
 def test_tables_go_between_their_marks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
