@@ -31,7 +31,7 @@ GENERATOR_RECIPES = {
         Path(), steps=100_000, minutes=44, batch=12, learning_rate=1e-3, precision="bf16-mixed", evaluate_every=250
     ),
     "control": RunOptions(
-        Path(), steps=100_000, minutes=7, batch=12, learning_rate=5e-4, precision="bf16-mixed", evaluate_every=100
+        Path(), steps=100_000, minutes=14, batch=4, learning_rate=1e-3, precision="bf16-mixed", evaluate_every=400
     ),
 }
 """What the shipped weights were trained with on one CPU core; with more give more steps, larger batches."""
