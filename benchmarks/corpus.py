@@ -216,7 +216,7 @@ def memory(model: str, hours: float, folder: Path) -> dict[str, Any]:
     options = CorpusOptions(model=model, shard_mb=4)
     with in_process(StandIn, told):
         statistics = tokenize_corpus([folder / "list.jsonl"], folder / "out", options=options)
-    tenth = max(1, len(told) // 10)
+    fifths = np.array_split(np.array(told), 5)
     return {
         "filter_bank_and_networks": "stand-in",
         "hours": statistics["hours"],
@@ -224,10 +224,10 @@ def memory(model: str, hours: float, folder: Path) -> dict[str, Any]:
         "shards": statistics["shards"],
         "longest_seconds": float(lengths.max()),
         "minutes": round((time.monotonic() - begin) / 60, 2),
-        "resident_mib": {
-            "first_tenth_max": round(max(told[:tenth]), 1),
-            "last_tenth_max": round(max(told[-tenth:]), 1),
-            "max": round(max(told), 1),
+        "chunks": len(told),
+        "resident_mib_by_fifth": {
+            "mean": [round(float(fifth.mean()), 1) for fifth in fifths],
+            "max": [round(float(fifth.max()), 1) for fifth in fifths],
         },
     }
 
@@ -291,7 +291,7 @@ def kills(model: str, points: int, folder: Path) -> dict[str, Any]:
     sounds.mkdir()
     for index, wave in enumerate(recordings(4)[:40]):
         soundfile.write(sounds / f"{index:04d}.flac", wave[: 2 * RATE], RATE)
-    options = CorpusOptions(model=model, shard_mb=0.02)
+    options = CorpusOptions(model=model, shard_mb=0.002)
     codec = options.work("cpu", 0).load()  # once: every run would spend most of its time on it
 
     def child(out: Path) -> int:

@@ -40,7 +40,7 @@ from .speed import ASSETS, OFFICIAL, PUBLISHED_CPU, RESULTS, STEPS, Row, Window,
 PUBLISHED_GFLOPS = 68
 """SGEMM of the machine that timed the published implementation, per second of processor time."""
 REFERENCE = 200
-CURVE = {"dpmpp_2m": (5, 8, 10, 12, 14, 20, 30, 50), "ddim": (10, 20, 30, 50, 100)}
+CURVE = {"dpmpp_2m": (5, 8, 10, 12, 15, 20, 30, 50), "ddim": (10, 20, 30, 50, 100)}
 PARTS = ("official", "encode", "solver", "mini", "start")
 
 
