@@ -682,7 +682,10 @@ def test_webdataset_and_shar(clips: Path, tmp_path: Path):
         for name in ("one", "two"):
             tokenize_corpus([clips], tmp_path / form / name, options=options[form])
         assert contents(tmp_path / form / "one" / "data") == contents(tmp_path / form / "two" / "data")
-        assert not verify_corpus(tmp_path / form / "one").faults
+        report = verify_corpus(tmp_path / form / "one")
+        assert (report.rows, report.faults, report.agreement) == (len(expected), (), (1.0, 1.0))
+        told = [json.loads((tmp_path / at / "statistics.json").read_text()) for at in ("parquet", f"{form}/one")]
+        assert told[0] == told[1]
     with tarfile.open(tmp_path / "webdataset" / "one" / "data" / "train-00000.tar") as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     assert len(members) == 14

@@ -273,13 +273,18 @@ def test_verify_takes_the_weights_of_the_corpus(
     assert "is another model: its encoder_sha256" in fault
 
 
+@pytest.mark.parametrize("form", ["webdataset", "parquet"])
 def test_verify_says_what_it_does_not_check(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: dict[str, Any]
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: dict[str, Any], form: Any
 ):
-    stated = manifest | {"shards": {"format": "webdataset", "megabytes": 200}}
+    stated = manifest | {"shards": {"format": form, "megabytes": 200}}
     monkeypatch.setattr(card, "manifest", lambda *_: stated)
     out = tmp_path / "out"
-    tokenize_corpus([clips], out, options=dataclasses.replace(OPTIONS, form="webdataset"))
-    report = verify_corpus(out)
+    tokenize_corpus([clips], out, options=dataclasses.replace(OPTIONS, form=form))
+    report = verify_corpus(out, sample=0)
     assert (report.rows, report.faults, report.agreement) == (3, (), None)
-    assert "not checked: ranges and lengths of the codes" in str(report)
+    assert "not checked: weights, and encoding again" in str(report)
+    marker = out / "done" / "00000.json"
+    marker.write_text(marker.read_text() + "\n")
+    (fault,) = verify_corpus(out, sample=0).faults
+    assert "a done-marker has changed" in fault

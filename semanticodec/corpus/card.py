@@ -17,7 +17,7 @@ from ..codec import SemantiCodec
 from ..config import PRESETS, CodecConfig, config_from_json
 from .options import CorpusOptions
 from .records import printable
-from .shards import Marker, Output, read_rows
+from .shards import Marker, Output, read_shards
 
 VERSION = 1
 PACKAGES = ("semanticodec", "torch", "numpy", "soxr", "soundfile", "pyarrow")
@@ -63,9 +63,9 @@ def _folder(options: CorpusOptions) -> str | None:
     return printable(os.path.abspath(options.model))
 
 
-def seal(manifest: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
-    """Return the manifest with the hashes of the files that describe the corpus, and of itself."""
-    sealed = manifest | {"files": files}
+def seal(manifest: dict[str, Any], files: dict[str, str], markers: str) -> dict[str, Any]:
+    """Return the manifest with the hashes of the files that describe the corpus, of its done-markers, and of itself."""
+    sealed = manifest | {"files": files, "markers_sha256": markers}
     return sealed | {"manifest_sha256": manifest_hash(sealed)}
 
 
@@ -98,20 +98,17 @@ def statistics(output: Output, markers: list[Marker], manifest: dict[str, Any]) 
     ids: list[np.ndarray] = []
     rates: dict[int, int] = {}
     frames = 0
-    if manifest["shards"]["format"] == "parquet" and any(marker.rows for marker in markers):
-        columns = ["id", "semantic", "acoustic", "frames", "sample_rate", "channel", "audio_sha256"]
-        for batch in read_rows(output.folder, columns):
-            for count, name in zip(counts, ("semantic", "acoustic"), strict=True):
-                count += np.bincount(batch.column(name).flatten().to_numpy(), minlength=len(count))
-            frames += int(batch.column("frames").to_numpy().sum())
-            for rate, number in zip(
-                *np.unique(batch.column("sample_rate").to_numpy(), return_counts=True), strict=True
-            ):
-                rates[int(rate)] = rates.get(int(rate), 0) + int(number)
-            # The channels of a recording share its hash.
-            pairs = zip(batch.column("audio_sha256").to_pylist(), batch.column("channel").to_pylist(), strict=True)
-            sounds.append(_digests(f"{sound} {channel}" for sound, channel in pairs))
-            ids.append(_digests(batch.column("id").to_pylist()))
+    numbers = [marker.shard for marker in markers if marker.rows]
+    for batch in read_shards(output.folder, manifest["shards"]["format"], numbers):
+        for count, name in zip(counts, ("semantic", "acoustic"), strict=True):
+            count += np.bincount(batch.column(name).flatten().to_numpy(), minlength=len(count))
+        frames += int(batch.column("frames").to_numpy().sum())
+        for rate, number in zip(*np.unique(batch.column("sample_rate").to_numpy(), return_counts=True), strict=True):
+            rates[int(rate)] = rates.get(int(rate), 0) + int(number)
+        # The channels of a recording share its hash.
+        pairs = zip(batch.column("audio_sha256").to_pylist(), batch.column("channel").to_pylist(), strict=True)
+        sounds.append(_digests(f"{sound} {channel}" for sound, channel in pairs))
+        ids.append(_digests(batch.column("id").to_pylist()))
     rows = sum(marker.rows for marker in markers)
     result: dict[str, Any] = {
         "rows": rows,

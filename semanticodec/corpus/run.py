@@ -223,5 +223,5 @@ def _finish(folder: Output, committer: Committer, manifest: dict[str, Any]) -> d
     write_json(folder.folder / STATISTICS, statistics)
     write_atomic(folder.folder / CARD, card.readme(manifest, statistics).encode())
     files = {name: sha256_of(folder.folder / name) for name in (CARD, FAILURES, STATISTICS)}
-    write_json(folder.folder / MANIFEST, card.seal(manifest, files))
+    write_json(folder.folder / MANIFEST, card.seal(manifest, files, folder.markers_hash()))
     return statistics

@@ -15,7 +15,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import ConfigError, CorruptedError
-from .records import FAILURE_SCHEMA, SCHEMA, Finished
+from ..errors import CorruptedError
+from .records import FAILURE_SCHEMA, Finished
 from .writers import WRITERS, Format
 
 GROUP_BYTES = 1 << 20
@@ -141,6 +142,13 @@ class Output:
                 raise CorruptedError(f"the done-marker of shard {number} is missing in {self.folder / DONE}")
             stop = marker.stop
         return markers
+
+    def markers_hash(self) -> str:
+        """Return the SHA-256 over all done-markers, which themselves hold the hashes of the shards."""
+        digest = hashlib.sha256()
+        for path in sorted((self.folder / DONE).glob("*.json")):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
 
     def part(self, chunk: int) -> Path:
         """Return where the part of a chunk lies."""
@@ -270,23 +278,14 @@ def read_failures(output: Output, shards: int) -> pa.Table:
     return pa.concat_tables([FAILURE_SCHEMA.empty_table(), *tables]).combine_chunks()
 
 
-def read_rows(folder: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Read the rows of the Parquet shards of a folder, in order, one row group at a time.
+def read_shards(folder: Path, form: Format, numbers: Iterable[int]) -> Iterator[pa.RecordBatch]:
+    """Read the rows of shards in order, some at a time, without features.
 
     Raises:
-        ConfigError: there are no Parquet shards.
         CorruptedError: a shard is damaged, or has other columns.
     """
-    shards = sorted((folder / DATA).glob("*.parquet"))
-    if not shards:
-        raise ConfigError(f"there are no Parquet shards in {folder / DATA}")
-    for path in shards:
+    for number in numbers:
         try:
-            file = pq.ParquetFile(path)
-            missing = set(SCHEMA.names) - set(file.schema_arrow.names)
-            if missing:
-                raise CorruptedError(f"{path} has no column {', '.join(sorted(missing))}")
-            for group in range(file.num_row_groups):
-                yield from file.read_row_group(group, columns).combine_chunks().to_batches()
-        except (pa.ArrowException, OSError) as error:
-            raise CorruptedError(f"{path} is damaged: {error}") from error
+            yield from WRITERS[form].read(folder / DATA, number)
+        except (pa.ArrowException, OSError, ValueError, LookupError, tarfile.TarError) as error:
+            raise CorruptedError(f"shard {number} of {folder} is damaged: {type(error).__name__}: {error}") from error

@@ -21,7 +21,7 @@ from ..errors import ConfigError, CorruptedError, SemantiCodecError
 from .card import encoder_hash, manifest_hash
 from .inputs import find_items
 from .records import Item, unprintable
-from .shards import DATA, FAILURES, MANIFEST, STATISTICS, Output, sha256_of
+from .shards import DATA, DONE, FAILURES, MANIFEST, STATISTICS, Marker, Output, read_shards, sha256_of
 from .worker import Tokeniser, Work
 
 FAULTS = 100
@@ -74,7 +74,7 @@ def verify_corpus(
 
     Args:
         folder: written by :func:`semanticodec.corpus.tokenize_corpus`.
-        sample: rows to encode again, spread evenly; only Parquet shards can be sampled.
+        sample: rows to encode again, spread evenly.
         model: weights to encode with; None takes those that the corpus names, a preset's or a folder's.
         preset: which preset to take from a folder with several; None takes the corpus's.
         device: to encode on.
@@ -94,14 +94,9 @@ def verify_corpus(
         return Report(0, (str(error),), 0, (), None, ("anything else, for want of a manifest",))
     check = _Check(output, manifest, config_from_json(json.dumps(manifest["config"])))
     check.files()
-    form = manifest["shards"]["format"]
-    if form != "parquet":
-        by_hash = (f"ranges and lengths of the codes, and encoding again: {form} shards are checked by hash alone",)
-        return Report(check.total, tuple(check.faults), 0, (), None, by_hash)
-    check.rows()
+    picked = check.rows(sample)
     agreement: tuple[float, float] | None = None
     sampled, lost = 0, list[str]()
-    picked = check.pick(sample)
     if picked:
         own = manifest["model_folder"]
         work = Work(
@@ -144,7 +139,7 @@ class _Check:
         self._output, self._manifest, self._config = output, manifest, config
         self.faults: list[str] = []
         self.total = 0
-        self._good: list[Path] = []
+        self._good: list[Marker] = []
 
     def fault(self, text: str) -> None:
         """Note a fault."""
@@ -159,27 +154,25 @@ class _Check:
         except SemantiCodecError as error:
             self.fault(str(error))
             return
-        expected = {name: digest for marker in markers for name, digest in marker.files.items()}
-        for name, digest in sorted(expected.items()):
-            path = data / name
-            if not path.is_file():
-                self.fault(f"{path} is missing")
-            elif sha256_of(path) != digest:
-                self.fault(f"{path} has changed since it was written")
-            else:
-                self._good.append(path)
+        self._good = [marker for marker in markers if self._unchanged(data, marker.files) and marker.rows]
         present = {path.name for path in data.iterdir()} if data.is_dir() else set()
-        for name in sorted(present - expected.keys()):
+        for name in sorted(present.difference(*(marker.files for marker in markers))):
             self.fault(f"{data / name} belongs to no shard")
-        for name, digest in sorted(self._manifest["files"].items()):
-            path = self._output.folder / name
+        self._unchanged(self._output.folder, self._manifest["files"])
+        if self._output.markers_hash() != self._manifest.get("markers_sha256"):
+            self.fault(f"{self._output.folder / DONE}: a done-marker has changed since the corpus was finished")
+        self._counts(sum(marker.rows for marker in markers), sum(marker.failures for marker in markers))
+
+    def _unchanged(self, folder: Path, files: dict[str, str]) -> bool:
+        """Compare files with their hashes; tell whether all are as they were."""
+        before = len(self.faults)
+        for name, digest in sorted(files.items()):
+            path = folder / name
             if not path.is_file():
                 self.fault(f"{path} is missing")
             elif sha256_of(path) != digest:
                 self.fault(f"{path} has changed since it was written")
-        if self._manifest["shards"]["format"] != "parquet":
-            self.total = sum(marker.rows for marker in markers)
-        self._counts(sum(marker.rows for marker in markers), sum(marker.failures for marker in markers))
+        return len(self.faults) == before
 
     def _counts(self, rows: int, failures: int) -> None:
         """Compare what the done-markers count with what is stated and listed."""
@@ -207,16 +200,22 @@ class _Check:
             if found != self._manifest[name]:
                 self.fault(f"{work.model} is another model: its {name} is {found}, the corpus's {self._manifest[name]}")
 
-    def rows(self) -> None:
-        """Check every row of the undamaged shards."""
-        for path in self._good:
-            file = pq.ParquetFile(path)
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group).combine_chunks()
-                for batch in table.to_batches():
-                    self._batch(path.name, batch)
+    def rows(self, sample: int) -> list[dict[str, Any]]:
+        """Check every row of the undamaged shards; return a sample of them, spread evenly."""
+        total = sum(marker.rows for marker in self._good)
+        wanted = {int(Fraction(2 * k + 1, 2 * sample) * total) for k in range(sample)}
+        picked: list[dict[str, Any]] = []
+        try:
+            numbers = [marker.shard for marker in self._good]
+            for batch in read_shards(self._output.folder, self._manifest["shards"]["format"], numbers):
+                inside = [index for index in range(batch.num_rows) if self.total + index in wanted]
+                picked += batch.take(pa.array(inside, pa.int64())).to_pylist()
+                self._batch(batch)
+        except CorruptedError as error:
+            self.fault(str(error))
+        return picked
 
-    def _batch(self, name: str, batch: pa.RecordBatch) -> None:
+    def _batch(self, batch: pa.RecordBatch) -> None:
         self.total += batch.num_rows
         frames = batch.column("frames").to_numpy()
         samples = [
@@ -230,39 +229,10 @@ class _Check:
             lengths = column.value_lengths().to_numpy()
             codes = column.flatten().to_numpy()
             if len(codes) and codes.max() >= size:
-                self.fault(f"{name}: {stream} codes reach {codes.max()}, the codebook ends at {size - 1}")
+                self.fault(f"{stream} codes reach {codes.max()}, the codebook ends at {size - 1}")
             for index in np.flatnonzero((lengths != frames) | (lengths != samples)):
                 row = batch.column("id")[int(index)].as_py()
-                self.fault(f"{name}: {row!r} has {lengths[index]} {stream} codes, {samples[index]} are due")
-
-    def pick(self, count: int) -> list[dict[str, Any]]:
-        """Return rows that are spread evenly over the undamaged shards."""
-        paths = [path for path in self._good if path.suffix == ".parquet"]
-        sizes = [pq.read_metadata(path).num_rows for path in paths]
-        total = sum(sizes)
-        wanted = sorted({int(Fraction(2 * k + 1, 2 * count) * total) for k in range(count)}) if total else []
-        picked: list[dict[str, Any]] = []
-        before = 0
-        for path, size in zip(paths, sizes, strict=True):
-            inside = [index - before for index in wanted if before <= index < before + size]
-            before += size
-            if inside:
-                picked += _take(pq.ParquetFile(path), inside)
-        return picked
-
-
-def _take(file: pq.ParquetFile, indices: list[int]) -> list[dict[str, Any]]:
-    """Read single rows of a Parquet file."""
-    rows: list[dict[str, Any]] = []
-    before = 0
-    for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        inside = [index - before for index in indices if before <= index < before + size]
-        before += size
-        if inside:
-            columns = [name for name in file.schema_arrow.names if name != "features"]
-            rows += file.read_row_group(group, columns).take(inside).to_pylist()
-    return rows
+                self.fault(f"{row!r} has {lengths[index]} {stream} codes, {samples[index]} are due")
 
 
 def _encode_again(rows: list[dict[str, Any]], work: Work) -> tuple[tuple[float, float] | None, int, list[str]]:

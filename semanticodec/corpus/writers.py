@@ -1,12 +1,13 @@
-"""Shards in three formats: Parquet, WebDataset, Lhotse Shar.  The same rows give the same bytes."""
+"""Shards in three formats, written and read: Parquet, WebDataset, Lhotse Shar.  The same rows give the same bytes."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,6 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config import SAMPLE_RATE
+from .records import SCHEMA
+
+ROWS_AT_ONCE = 256
+"""Rows that are read back at once where the format does not say."""
 
 Format = Literal["parquet", "webdataset", "shar"]
 
@@ -24,8 +29,19 @@ class ParquetShards:
     """``train-00000.parquet``, compressed with zstd; one row group per call."""
 
     def __init__(self, folder: Path, number: int) -> None:
-        self._path = folder / f"train-{number:05d}.parquet"
+        self._path = self._place(folder, number)
         self._writer: pq.ParquetWriter | None = None
+
+    @staticmethod
+    def _place(folder: Path, number: int) -> Path:
+        return folder / f"train-{number:05d}.parquet"
+
+    @classmethod
+    def read(cls, folder: Path, number: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a shard, a row group at a time, without features."""
+        file = pq.ParquetFile(cls._place(folder, number))
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group, SCHEMA.names).combine_chunks().to_batches()
 
     def __enter__(self) -> Self:
         return self
@@ -46,8 +62,29 @@ class WebDatasetShards:
 
     def __init__(self, folder: Path, number: int) -> None:
         self._number, self._rows = number, 0
-        self._path = folder / f"train-{number:05d}.tar"
+        self._path = self._place(folder, number)
         self._tar: tarfile.TarFile | None = None
+
+    @staticmethod
+    def _place(folder: Path, number: int) -> Path:
+        return folder / f"train-{number:05d}.tar"
+
+    @classmethod
+    def read(cls, folder: Path, number: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a shard, some at a time, without features."""
+
+        def rows() -> Iterator[dict[str, Any]]:
+            codes = np.zeros((2, 0), np.uint16)
+            with tarfile.open(cls._place(folder, number)) as tar:
+                for member in tar:
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    if member.name.endswith(".codes.npy"):
+                        codes = np.load(io.BytesIO(file.read()), allow_pickle=False)
+                    elif member.name.endswith(".json"):
+                        yield _row(codes, json.load(file))
+
+        return _batches(rows())
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +120,24 @@ class SharShards:
         self._folder, self._number = folder, number
         self._open = False
 
+    @staticmethod
+    def _places(folder: Path, number: int) -> tuple[Path, Path]:
+        return folder / f"cuts.{number:06d}.jsonl.gz", folder / f"codes.{number:06d}.tar"
+
+    @classmethod
+    def read(cls, folder: Path, number: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a shard, some at a time."""
+        from lhotse import CutSet
+
+        def rows() -> Iterator[dict[str, Any]]:
+            cuts, codes = cls._places(folder, number)
+            for cut in CutSet.from_shar(fields={"cuts": [str(cuts)], "codes": [str(codes)]}):
+                facts = {name: value for name, value in cut.custom.items() if name != "codes"}
+                text = cut.supervisions[0].text if cut.supervisions else None
+                yield _row(cut.load_codes().T, facts | {"id": cut.id, "text": text})
+
+        return _batches(rows())
+
     def __enter__(self) -> Self:
         return self
 
@@ -95,10 +150,10 @@ class SharShards:
     def _begin(self) -> None:
         from lhotse.shar import ArrayTarWriter
 
-        name = f"{self._number:06d}"
-        self._raw = (self._folder / f"cuts.{name}.jsonl.gz").open("wb")
+        cuts, codes = self._places(self._folder, self._number)
+        self._raw = cuts.open("wb")
         self._cuts = gzip.GzipFile("", "wb", fileobj=self._raw, mtime=0)
-        self._arrays = ArrayTarWriter(str(self._folder / f"codes.{name}.tar"), shard_size=None)
+        self._arrays = ArrayTarWriter(str(codes), shard_size=None)
         self._arrays.__enter__()
         self._open = True
 
@@ -129,7 +184,7 @@ class SharShards:
             self._cuts.write(json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n")
 
 
-WRITERS: dict[Format, Callable[[Path, int], ParquetShards | WebDatasetShards | SharShards]] = {
+WRITERS: dict[Format, type[ParquetShards] | type[WebDatasetShards] | type[SharShards]] = {
     "parquet": ParquetShards,
     "webdataset": WebDatasetShards,
     "shar": SharShards,
@@ -145,6 +200,17 @@ def _rows(table: pa.Table) -> Iterator[tuple[np.ndarray, dict[str, Any], np.ndar
         facts["metadata"] = None if facts["metadata"] is None else json.loads(facts["metadata"])
         codes = np.stack([stream[index].values.to_numpy() for stream in (semantic, acoustic)])
         yield codes, facts, None if features is None else features[index].values.to_numpy()
+
+
+def _row(codes: np.ndarray, facts: dict[str, Any]) -> dict[str, Any]:
+    """Undo what :func:`_rows` did to a row."""
+    metadata = None if facts["metadata"] is None else json.dumps(facts["metadata"], ensure_ascii=False)
+    return facts | {"metadata": metadata, "semantic": codes[0], "acoustic": codes[1]}
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+    while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        yield pa.RecordBatch.from_pylist(some, SCHEMA)
 
 
 def _npy(array: np.ndarray) -> bytes:
