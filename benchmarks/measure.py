@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,17 @@ def timed(run: Callable[[], object], repeats: int, *, warm_up: bool = True) -> T
         run()
         seen.append(Timing(time.perf_counter() - wall, time.process_time() - cpu))
     return Timing(min(t.wall for t in seen), min(t.cpu for t in seen))
+
+
+def in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
+    """Time several things as :func:`timed` does, one after the other in each round: all see the same machine."""
+    best: dict[str, Timing] = {}
+    for round_ in range(repeats):
+        for name, run in runs.items():
+            now = timed(run, 1, warm_up=not round_)
+            before = best.get(name, now)
+            best[name] = Timing(min(now.wall, before.wall), min(now.cpu, before.cpu))
+    return best
 
 
 class Sgemm:

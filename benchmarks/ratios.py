@@ -34,7 +34,7 @@ from semanticodec.diffusion import FAST, noise
 from semanticodec.latent import Conditioning
 from semanticodec.model import CodecModel
 
-from .measure import Sgemm, gflop, machine, randomise, timed
+from .measure import Sgemm, company, gflop, in_turn, machine, randomise, timed
 from .speed import ASSETS, OFFICIAL, PUBLISHED_CPU, RESULTS, STEPS, Row, Window, official
 
 PUBLISHED_GFLOPS = 68
@@ -95,8 +95,11 @@ def measure_encode(config: CodecConfig, sgemm: Sgemm) -> dict[str, Any]:
     codec = random_encoder(config)
     samples = noise(0, 0, 0, (1, config.encoder.mae.columns * COLUMN)) * 0.1
     windows = torch.stack([window for (window,) in codec._windows([samples])])
-    one = timed(lambda: codec.encode(samples, SAMPLE_RATE), 2)
-    two = timed(lambda: [codec.encode_windows(windows), codec.encode_windows(windows)], 2)
+    runs = {
+        "one": lambda: codec.encode(samples, SAMPLE_RATE),
+        "two": lambda: [codec.encode_windows(windows) for _ in range(2)],
+    }
+    one, two = in_turn(runs, 3).values()
     count = gflop(lambda: codec.encode_windows(windows))
     row = Row.of("encode", count, one, sgemm)
     print(f"  {one.wall:.2f} s wall, {one.cpu:.2f} s CPU, {count:.0f} GFLOP, share {row.share_cpu:.2f}; "
@@ -158,7 +161,7 @@ def measure_mini() -> dict[str, Any]:
         runs = {"encode": lambda: codec.encode(wave, rate)}  # noqa: B023
         for name, options in (("default", SamplerOptions()), ("fast", FAST)):
             runs[name] = lambda options=options: codec.decode(codes, options=options)  # type: ignore[misc]  # noqa: B023
-        timings = {name: timed(run, 3) for name, run in runs.items()}
+        timings = in_turn(runs, 6)
         result[f"{seconds:.1f} s"] = {
             name: {"wall": timing.wall / seconds, "cpu": timing.cpu / seconds} for name, timing in timings.items()
         }
@@ -250,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = ("mini-100", OFFICIAL)
         result["scaling"] = {name: scaling(name, given.device, torch.bfloat16, given.batches) for name in names}
         given.only = []
-    sgemm = Sgemm()
+    beside, sgemm = company(), Sgemm()
     sgemm.measure()
     config = preset(OFFICIAL)
     runs: dict[str, Callable[[], object]] = {
@@ -264,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{part}:")
         result[part] = runs[part]()
         sgemm.measure()
-        result[f"{part}_machine"] = machine() | {"sgemm_gflops_per_cpu_second": sgemm.gflops_cpu}
+        result[f"{part}_machine"] = machine() | {"sgemm_gflops_per_cpu_second": sgemm.gflops_cpu, "company": beside}
     print(f"SGEMM {sgemm.gflops:.0f} GFLOP/s, {sgemm.gflops_cpu:.0f} per CPU second; commit {machine()['commit']}")
     if given.write:
         path.write_text(json.dumps(result, indent=1) + "\n")
