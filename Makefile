@@ -7,13 +7,17 @@ THREADS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.semanticodec
 
-.PHONY: demo test check bench bench-quality bench-speed readme train venv clean
+.PHONY: demo test parity check bench bench-quality bench-speed readme train venv clean
 
 demo: $(STAMP)  ## encode and decode a shipped recording; results in demo_out/
 	$(BIN)/semanticodec demo --out demo_out
 
 test: $(STAMP)  ## run the tests in two processes (ARGS="-k wire" and the like are passed on)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+parity: $(STAMP)  ## compare with recordings of the published code: tables here, in benchmarks/results and the README (an hour, 10 GB)
+	$(BIN)/python -m pytest -p no:xdist -m parity --timeout 3600 --keep benchmarks/results $(ARGS)
+	$(BIN)/python -m benchmarks.readme
 
 check: $(STAMP)  ## lint and type-check
 	$(BIN)/ruff check .

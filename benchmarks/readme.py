@@ -4,10 +4,12 @@ A table stands between ``<!-- table NAME -->`` and ``<!-- /table -->``.
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from semanticodec.bench.metrics import METRICS
 from semanticodec.bench.results import Results, read_results
@@ -91,7 +93,46 @@ def published() -> str:
     return compared(read_results(RESULTS / "quality-published.json"), columns)
 
 
-TABLES: dict[str, Callable[[], str]] = {"quality-dev": dev, "quality-published": published}
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """Return the rows of a results file that pytest kept."""
+    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+    return rows
+
+
+def parity() -> str:
+    """One row per component of the family: the largest error of each system, and what they are held to."""
+    components: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows_of("parity"):
+        if row["system"] == "semanticodec":
+            continue
+        # The same component with other settings or in pieces is one of the README's lines.
+        systems = components.setdefault(re.split(r",| S\d", row["component"])[0], {})
+        systems[row["system"]] = max(row, systems.get(row["system"], row), key=lambda each: float(each["error"]))
+    lines = []
+    for component, systems in components.items():
+        errors = ", ".join(f"{name} {row['error']:.1e}" for name, row in systems.items())
+        bound = max(float(row["bound"]) for row in systems.values())
+        passed = all(row["error"] < row["bound"] or row["error"] == 0 for row in systems.values())
+        lines.append((component, errors, f"{bound:.0e}" if bound else "equal", "yes" if passed else "**no**"))
+    return table(("component", "largest error", "tolerance", "pass"), lines)
+
+
+def coverage() -> str:
+    """One row per kind of published file: how many of its tensors go somewhere."""
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for row in rows_of("coverage"):
+        counts = (row["tensors"], row["mapped"], row["tensors"] - row["mapped"] - row["unmapped"])
+        alike.setdefault((*counts, row["unmapped"], row["unfilled"]), []).append(row["checkpoint"])
+    heads = ("checkpoint", "tensors", "mapped", "dropped by name", "unmapped", "unfilled")
+    return table(heads, [(", ".join(names), *map(str, counts)) for counts, names in alike.items()])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quality-dev": dev,
+    "quality-published": published,
+    "parity": parity,
+    "coverage": coverage,
+}
 
 
 def filled(text: str) -> str:
@@ -99,7 +140,7 @@ def filled(text: str) -> str:
 
     def put(match: re.Match[str]) -> str:
         measured = (RESULTS / f"{match[1]}.json").is_file()
-        body = TABLES[match[1]]() if measured else "Not measured yet: `make bench-quality`."
+        body = TABLES[match[1]]() if measured else "Not measured yet: `make bench-quality` and `make parity` do."
         return f"<!-- table {match[1]} -->\n\n{body}\n\n<!-- /table -->"
 
     return re.sub(r"<!-- table (\S+) -->.*?<!-- /table -->", put, text, flags=re.DOTALL)

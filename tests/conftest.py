@@ -38,6 +38,18 @@ def family(goldens: Path) -> Path:
     return folder if (folder / "synth.py").is_file() else ROOT / "tests" / "goldens" / "ldm"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--keep", type=Path, metavar="FOLDER", help="keep the parity and coverage tables there as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = config.getoption("--keep")
+    if folder is not None and not hasattr(config, "workerinput"):
+        import golden  # see below
+
+        config.pluginmanager.register(golden.Keeper(folder))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     import golden  # not before torch's threads are set, nor by runs that need no torch
 

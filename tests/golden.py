@@ -1,11 +1,13 @@
 """Reads the recorded data of the published models: synthetic weights, inputs, outputs (their README has the rules)."""
 
+import dataclasses
 import importlib.util
 import json
 import lzma
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import machine
 from semanticodec.keymap import OFFICIAL_DECODER, OFFICIAL_ENCODER, Rule, apply_rules
 
 BOUND = 1e-4
@@ -155,29 +158,101 @@ def _called(request: pytest.FixtureRequest) -> tuple[str, str]:
     return "semanticodec", request.node.nodeid.split("/")[-1].removeprefix("test_").replace(".py::test_", " ")
 
 
-def _properties(terminal: pytest.TerminalReporter, wanted: str) -> list[Any]:
-    tests = (*terminal.getreports("passed"), *terminal.getreports("failed"))
-    rows = (row for test in tests if test.when == "call" for row in test.user_properties)
-    return sorted(value for key, value in rows if key == wanted)
+@dataclass(frozen=True)
+class Parity:
+    """What one comparison found: where a component of a system differs most from what was recorded."""
+
+    system: str
+    component: str
+    where: str
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the bound; of integers, none may differ."""
+        return self.error < self.bound or self.error == 0
+
+    def __str__(self) -> str:
+        verdict = "pass" if self.passed else "FAIL"
+        parts = f"{self.system:<28} {self.component:<44} {self.error:8.1e} {self.bound:8.0e}"
+        return f"{parts} {verdict}  {self.where}"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What becomes of the tensors of one published file."""
+
+    checkpoint: str
+    tensors: int
+    mapped: int
+    unmapped: int
+    unfilled: int
+
+    @property
+    def dropped(self) -> int:
+        """Tensors that are left out by name."""
+        return self.tensors - self.mapped - self.unmapped
+
+    def __str__(self) -> str:
+        counts = (self.tensors, self.mapped, self.dropped, self.unmapped, self.unfilled)
+        return f"{self.checkpoint:<44} " + " ".join(f"{count:8}" for count in counts)
+
+
+KINDS = {"parity": Parity, "coverage": Coverage}
+
+
+def measured(tests: Iterable[pytest.TestReport], kind: str) -> list[Any]:
+    """Return the rows of one of :data:`KINDS` that tests left behind, in order."""
+    rows = (row for test in tests if test.when == "call" for key, row in test.user_properties if key == kind)
+    return [KINDS[kind](*row) for row in sorted(rows)]
 
 
 def report(terminal: pytest.TerminalReporter) -> None:
     """Print what the tests measured: parity per system and component, and the coverage of the published files."""
-    rows = _properties(terminal, "parity")
+    tests = [*terminal.getreports("passed"), *terminal.getreports("failed")]
+    rows = measured(tests, "parity")
     if rows:
         terminal.section("parity with the published implementations")
         terminal.line("largest error relative to the recorded standard deviation (integers: share that differ)")
         terminal.line(f"{'system':<28} {'component':<44} {'error':>8} {'bound':>8}       where it is largest")
-    for system, component, name, error, bound in rows:
-        verdict = "pass" if error < bound or error == 0 else "FAIL"
-        terminal.line(f"{system:<28} {component:<44} {error:8.1e} {bound:8.0e} {verdict}  {name}")
-    covered = _properties(terminal, "coverage")
+    for row in rows:
+        terminal.line(str(row))
+    covered = measured(tests, "coverage")
     if covered:
         terminal.section("tensors of the published checkpoints")
         terminal.line(f"{'checkpoint':<44} {'tensors':>8} {'mapped':>8} {'dropped':>8} {'unmapped':>8} {'unfilled':>8}")
-    for name, tensors, mapped, unmapped, unfilled in covered:
-        dropped = tensors - mapped - unmapped
-        terminal.line(f"{name:<44} {tensors:8} {mapped:8} {dropped:8} {unmapped:8} {unfilled:8}")
+    for row in covered:
+        terminal.line(str(row))
+
+
+def _name(row: dict[str, Any]) -> tuple[str, ...]:
+    # Of integers several things may be compared for one component.
+    parts = ("system", "component", "checkpoint", *(("where",) if row.get("bound") == 0 else ()))
+    return tuple(row[part] for part in parts if part in row)
+
+
+class Keeper:
+    """Keeps what tests measure as ``parity.json`` and ``coverage.json`` in a folder, each test as it ends.
+
+    A row replaces the one of the same name, so that a long run may be made in pieces.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.machine = folder, machine()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add what one test left behind."""
+        for kind in KINDS:
+            new = [dataclasses.asdict(row) for row in measured([report], kind)]
+            if not new:
+                continue
+            path = self.folder / f"{kind}.json"
+            old = json.loads(path.read_text())["rows"] if path.is_file() else []
+            origin = {key: self.machine[key] for key in ("commit", "date")}
+            rows = {_name(row): row for row in [*old, *(row | origin for row in new)]}
+            text = {"machine": self.machine, "rows": [rows[key] for key in sorted(rows)]}
+            path.write_text(json.dumps(text, indent=1) + "\n")
 
 
 def places(rules: Iterable[Rule], tensors: Mapping[str, Tensor]) -> int:

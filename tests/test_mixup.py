@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import Goldens, check
+from golden import Goldens, check, check_equal
 from tiny import config, fill, noise
 
 from semanticodec.config import LatentConfig
@@ -70,13 +70,14 @@ def test_tempo() -> None:
 
 
 @pytest.mark.parity
-def test_tempo_groups_as_published(golden: Goldens) -> None:
+def test_tempo_groups_as_published(golden: Goldens, request: pytest.FixtureRequest) -> None:
     recorded = golden.arrays("musicldm")
     lengths = recorded["tempo.track_lengths"]
     tracks = np.split(recorded["tempo.beat_times"], np.cumsum(lengths)[:-1])
     groups = tempo_groups({str(i): track for i, track in enumerate(tracks)})
     seen = {int(name): group for group, names in groups.items() for name in names}
-    assert [seen[i] for i in range(len(tracks))] == recorded["tempo.group_of_track"].tolist()
+    ours = np.array([seen[i] for i in range(len(tracks))])
+    check_equal(request, "groups", ours, recorded["tempo.group_of_track"], ("musicldm", "tempo groups"))
 
 
 @pytest.mark.parametrize(("bpm", "first"), [(120, 0.5), (97, 1.1)])

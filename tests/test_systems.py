@@ -90,6 +90,7 @@ def test_systems_are_values() -> None:
         SYSTEMS["musicldm"].candidates = 1  # type: ignore[misc]
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("name", systems())
 def test_every_tensor_has_a_place_and_every_place_a_tensor(
     family: Path, request: pytest.FixtureRequest, name: str
