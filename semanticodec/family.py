@@ -20,7 +20,7 @@ from .conditioners.config import PROMPTS
 from .conditioners.keys import differing_copies, prompt_rules
 from .conditioners.prompts import PromptConditioner
 from .errors import CheckpointError
-from .keymap import DROP, Rule, apply_rules, dotted_averages, latent_rules
+from .keymap import DROP, Rule, apply_rules, dotted_averages, inside, latent_rules
 from .latent import LatentDiffusion
 from .systems import SystemConfig
 
@@ -109,14 +109,7 @@ def system_rules(system: SystemConfig, which: Which = "reference", *, prompts: b
         return (*networks, Rule(r"clap\..+", DROP, "CLAP: super-resolution reads no text and ranks nothing"))
     if not prompts:
         return (*networks, *_PROMPTS)
-    return (*networks, *(_inside("prompts", rule) for rule in prompt_rules(system.prompts)))
-
-
-def _inside(component: str, rule: Rule) -> Rule:
-    if rule.target is None:
-        return rule
-    names = (rule.target,) if isinstance(rule.target, str) else rule.target
-    return rule._replace(target=tuple(f"{component}.{name}" for name in names))
+    return (*networks, *(inside("prompts", rule) for rule in prompt_rules(system.prompts)))
 
 
 class SystemModel(nn.Module):

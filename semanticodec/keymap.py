@@ -35,6 +35,14 @@ class Rule(NamedTuple):
     """The file has a leading axis of 1 that our module has not."""
 
 
+def inside(component: str, rule: Rule) -> Rule:
+    """Return the rule with what it names put inside ``component``."""
+    if rule.target is None:
+        return rule
+    names = (rule.target,) if isinstance(rule.target, str) else rule.target
+    return rule._replace(target=tuple(f"{component}.{name}" for name in names))
+
+
 _SCHEDULE = (
     Rule(r"scale_factor", "latent.scale", "standard deviation of the latent"),
     Rule(r"alphas_cumprod", DROP, "recomputed from the configuration, after checking that both agree"),

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import machine
+from semanticodec.bench.machine import machine
 from semanticodec.keymap import OFFICIAL_DECODER, OFFICIAL_ENCODER, Rule, apply_rules
 
 BOUND = 1e-4

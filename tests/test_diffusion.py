@@ -34,6 +34,7 @@ from semanticodec.diffusion import (
     guided,
     make_schedule,
     noise,
+    plms,
     power_path,
     published_path,
     sample,
@@ -357,6 +358,25 @@ class TestClosedForm:
         )
         assert fine < 0.6 * coarse
 
+    @pytest.mark.parametrize("steps", [20, 50, 200])
+    def test_plms_beats_ddim(self, steps: int) -> None:
+        """With one evaluation more."""
+        case, x, path = Gaussian(), randn(64, 4), published_path(SCHEDULE, steps)
+        exact = case.transport(x, path.alpha_bar[0], path.alpha_bar[-1])
+        fine, coarse = (
+            float((s(case.denoise, x, forbidden, path, 0.0) - exact).square().mean().sqrt()) for s in (plms, ddim)
+        )
+        assert fine < 0.2 * coarse
+
+    def test_plms_refuses_noise(self) -> None:
+        for eta, alpha_bar in ((0.5, (0.1, 1.0)), (0.0, (0.0, 1.0))):
+            with pytest.raises(ConfigError, match="PLMS adds no noise and needs some signal"):
+                plms(Gaussian().denoise, randn(1, 4), forbidden, Path((5,), alpha_bar), eta)
+
+    def test_one_step_of_plms_is_ddim(self) -> None:
+        case, x, path = Gaussian(), randn(2, 4), published_path(SCHEDULE, 1)
+        assert torch.allclose(plms(case.denoise, x, forbidden, path, 0.0), ddim(case.denoise, x, forbidden, path, 0.0))
+
     @pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
     @pytest.mark.parametrize("eta", [0.5, 1.0])
     def test_fresh_noise_keeps_the_distribution(self, sampler: Callable[..., Tensor], eta: float) -> None:
@@ -541,6 +561,7 @@ class TestSample:
         [
             (SamplerOptions(), [INITIAL]),
             (SamplerOptions("ddim"), [INITIAL]),
+            (SamplerOptions("plms"), [INITIAL]),
             (replace(PUBLISHED, steps=None, eta=0.0), [INITIAL]),
             # Landing on the clean signal leaves no room for noise; the published path stops short of it.
             (SamplerOptions(eta=1.0), [INITIAL, 0, 1, 2]),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric import Fabric
-from tiny import fill, noise
+from tiny import UNET, VAE, fill, noise
 from torch import Tensor
 
 from semanticodec.config import (
@@ -16,8 +16,6 @@ from semanticodec.config import (
     LatentConfig,
     MelConfig,
     ScheduleConfig,
-    UNetConfig,
-    VAEConfig,
     VocosConfig,
 )
 from semanticodec.latent import Conditioning, Control, Known, LatentDiffusion
@@ -26,13 +24,10 @@ from semanticodec.training import diffusion
 from semanticodec.training.diffusion import Batch, DiffusionStage, denoising_loss, dropped, timesteps
 from semanticodec.training.loop import RunOptions, follow, train
 
-UNET = UNetConfig(
-    in_channels=8, out_channels=4, base=8, mults=(1, 2), res_blocks=1, attention_levels=(1,), head_dim=8,
-    contexts=(None, 6), film_dim=5, groups=4,
-)  # fmt: skip
+FILMED = replace(UNET, in_channels=8, contexts=(None, 6), film_dim=5)
 CONFIG = LatentConfig(
-    unet=UNET,
-    vae=VAEConfig(base=4, mults=(1, 2, 2), res_blocks=1, latent_channels=4, groups=2),
+    unet=FILMED,
+    vae=VAE,
     vocoder=VocosConfig(dim=16, hidden=24, layers=2, right=(1, 1, 0)),
     mel=MelConfig(bins=16),
     steps=2,
@@ -79,7 +74,7 @@ def test_what_is_guessed(prediction: str, kind: str) -> None:
 
 @torch.inference_mode()
 def test_a_known_beginning_is_not_compared() -> None:
-    latent = core(replace(CONFIG, unet=replace(UNET, in_channels=9)))  # told by one more channel what is known
+    latent = core(replace(CONFIG, unet=replace(FILMED, in_channels=9)))  # told by one more channel what is known
     known = Known(noise(2, 4, 4, 4, seed=4), torch.tensor([True, True]))
     given = replace(conditioning(), concat=noise(2, 4, 12, 4))
     x0, drawn, t = noise(*SHAPE, seed=2), noise(2, 4, 12, 4, seed=3), torch.tensor([20, 700])
@@ -102,7 +97,7 @@ def test_a_row_without_its_condition_is_the_unconditional_row(length: int) -> No
 
 
 def test_controls_stay() -> None:
-    control = Control(ControlNet(ControlNetConfig(UNET, hint_widths=(4, 6, 8))), noise(2, 1, 32, 16))
+    control = Control(ControlNet(ControlNetConfig(FILMED, hint_widths=(4, 6, 8))), noise(2, 1, 32, 16))
     asked = replace(conditioning(), controls=(control,))
     assert dropped(asked, nothing(), torch.tensor([True, True])).controls == (control,)
 
@@ -146,7 +141,7 @@ def run(stage: DiffusionStage, steps: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_one_batch_is_learnt(tmp_path: Path, prediction: str) -> None:
-    unet = replace(UNET, base=16)
+    unet = replace(FILMED, base=16)
     latent = core(replace(CONFIG, prediction=prediction, unet=unet), filled=False)  # type: ignore[arg-type]
     before_vae = latent.vae.encoder.conv_in.weight.clone()
     before, after = run(DiffusionStage(latent, latent.unet, one_batch, one_batch, options(tmp_path)), 30)
@@ -179,7 +174,7 @@ def test_the_share_of_rows_without_a_condition(tmp_path: Path, monkeypatch: pyte
 def test_a_controlnet_learns_beside_a_base_that_stands_still(tmp_path: Path) -> None:
     latent = core()
     base = {name: value.clone() for name, value in latent.state_dict().items()}
-    control = ControlNet(ControlNetConfig(UNET, hint_widths=(4, 6, 8)))
+    control = ControlNet(ControlNetConfig(FILMED, hint_widths=(4, 6, 8)))
     control.copy_from(latent.unet)
     hint = noise(2, 1, 32, 16, seed=8)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from test_superres import dull
-from tiny import FLAVOURS, fill, random_codes
+from tiny import FLAVOURS, UNET, VAE, fill, random_codes
 from tiny import config as tiny_config
 from torch import Tensor
 from typer.testing import CliRunner
@@ -21,7 +21,7 @@ from semanticodec.audio import load, save
 from semanticodec.bandlimit import lowpass
 from semanticodec.cli import app
 from semanticodec.codec import SemantiCodec
-from semanticodec.config import LatentConfig, UNetConfig, VAEConfig, VocosConfig
+from semanticodec.config import LatentConfig, VocosConfig
 from semanticodec.diffusion import SamplerOptions
 from semanticodec.editing import Editor, Region, _shared, _spans, always, cell_mask, coded, composed
 from semanticodec.errors import AudioError, ConfigError
@@ -30,18 +30,8 @@ from semanticodec.model import CodecModel
 
 RATE = 16_000
 CONFIG = LatentConfig(
-    unet=UNetConfig(
-        in_channels=4,
-        out_channels=4,
-        base=8,
-        mults=(1, 2),
-        res_blocks=1,
-        attention_levels=(1,),
-        head_dim=8,
-        film_dim=6,
-        groups=4,
-    ),
-    vae=VAEConfig(base=4, mults=(1, 2, 2), res_blocks=1, latent_channels=4, groups=2),
+    unet=dataclasses.replace(UNET, film_dim=6),
+    vae=VAE,
     vocoder=VocosConfig(dim=16, hidden=24, layers=2, right=(1, 1, 0), iterations=2),
     steps=3,
     guidance=1.5,

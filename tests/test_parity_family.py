@@ -404,6 +404,19 @@ def test_strength_one_is_the_published_error(golden: Goldens) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("guidance", ["1", "2"])
+def test_plms_trajectory(golden: Goldens, request: pytest.FixtureRequest, guidance: str) -> None:
+    """MusicLDM's, recorded on the network of audioldm-s; its noise is drawn and not used."""
+    arrays, key = golden.arrays("traj_plms"), f"plms:s:S10_g{guidance}"
+    latent, shape = core(golden, "audioldm-s-full"), (1, 8, 64, 16)
+    asked, absent = (conditioning(golden, "audioldm-s-full", 1, tag) for tag in ("cond", "uncond"))
+    options = SamplerOptions("plms", steps=10, guidance=float(guidance), path="published")
+    result = latent.generate(asked, absent, draws(golden, key, shape, 0), options)
+    errors = {"latent": golden.error(arrays, f"{key}.latent", result)}
+    check(request, errors, bound=1e-3, part=("musicldm", f"PLMS S10_g{guidance}"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["S4_eta0_g3.5_B1", "S4_eta1_g3.5_B2", "S4_eta1_g1_B1", "S10_eta1_g3.5_B1"])
 def test_audioldm2_trajectory(
     golden: Goldens, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, setting: str

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny import UNET, VAE, fill, random_codes
 from tiny import codec as tiny_codec
-from tiny import fill, random_codes
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -19,7 +20,7 @@ from semanticodec import checkpoints, superres
 from semanticodec.audio import load, resample, save
 from semanticodec.bandlimit import crossfade, lowpass, stft
 from semanticodec.cli import app
-from semanticodec.config import LatentConfig, MelConfig, UNetConfig, VAEConfig, VocosConfig
+from semanticodec.config import LatentConfig, MelConfig, VocosConfig
 from semanticodec.diffusion import SamplerOptions
 from semanticodec.errors import AudioError, CheckpointError, ConfigError
 from semanticodec.latent import LatentDiffusion
@@ -30,17 +31,8 @@ RATE = 24_000
 CONFIG = SuperResConfig(
     "tiny",
     LatentConfig(
-        unet=UNetConfig(
-            in_channels=8,
-            out_channels=4,
-            base=8,
-            mults=(1, 2),
-            res_blocks=1,
-            attention_levels=(1,),
-            head_dim=8,
-            groups=4,
-        ),
-        vae=VAEConfig(base=4, mults=(1, 2, 2), res_blocks=1, latent_channels=4, groups=2),
+        unet=replace(UNET, in_channels=8),
+        vae=VAE,
         vocoder=VocosConfig(dim=16, hidden=24, layers=2, right=(1, 1, 0), iterations=4),
         mel=MelConfig(sample_rate=RATE, hop=240, bins=40, fmax=12_000.0),
         steps=2,

@@ -9,10 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from semanticodec.codec import SemantiCodec
-from semanticodec.config import CodecConfig, HiFiGANConfig, TokenRate, VocosConfig, preset
+from semanticodec.config import (
+    CodecConfig,
+    HiFiGANConfig,
+    TokenRate,
+    UNetConfig,
+    VAEConfig,
+    VocosConfig,
+    preset,
+)
 from semanticodec.model import CodecModel
 
 FLAVOURS = ("official", "mini")
+UNET = UNetConfig(
+    in_channels=4, out_channels=4, base=8, mults=(1, 2), res_blocks=1, attention_levels=(1,), head_dim=8, groups=4
+)
+VAE = VAEConfig(base=4, mults=(1, 2, 2), res_blocks=1, latent_channels=4, groups=2)
+"""Networks of a system with four latent channels."""
 
 
 def noise(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoints
-from ..keymap import DROP, Rule, apply_rules
+from ..keymap import DROP, Rule, apply_rules, inside
 
 _MODULE = "filled"
 
@@ -171,8 +171,7 @@ def select(module: nn.Module, tensors: Mapping[str, Tensor], rules: Iterable[Rul
     Raises:
         CheckpointError: a tensor has no place, or a parameter no tensor, or the shapes differ.
     """
-    inside = [rule._replace(target=_inside(rule.target)) for rule in rules]
-    found, unmapped = apply_rules(inside, tensors, {_MODULE})
+    found, unmapped = apply_rules([inside(_MODULE, rule) for rule in rules], tensors, {_MODULE})
     named = {name.removeprefix(f"{_MODULE}."): tensor for name, tensor in found.items()}
     return checkpoints.matched(named, unmapped, module.state_dict(), type(module).__name__)
 
@@ -199,9 +198,3 @@ def fill(
     """
     checkpoints.fill(module, select(module, tensors, rules), device=device, dtype=dtype)
     module.requires_grad_(False).eval()
-
-
-def _inside(target: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-    if isinstance(target, str):
-        return f"{_MODULE}.{target}"
-    return target and tuple(f"{_MODULE}.{name}" for name in target)

@@ -22,7 +22,8 @@ from ..nn.unet import UNet
 from ..nn.vae import AutoencoderKL
 from ..superres import UNKNOWN, SuperResConfig
 from .data import Corpus, Crops
-from .loop import Logs, RunOptions, adamw, channels_last, descend, mean_logs
+from .diffusion import timesteps
+from .loop import Logs, RunOptions, adamw, channels_last, descend, follow, mean_logs
 
 CUTOFFS = (2_000, 8_000)
 """Hz between which low-passes are drawn."""
@@ -126,8 +127,7 @@ class SuperResStage:
         whole, condition = self._latents(wave, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         noise = torch.randn(whole.shape, generator=generator).to(whole)
-        t = torch.randint(0, self.steps, (len(whole),), generator=generator)
-        t[: round(len(t) * PURE_NOISE)] = self.steps - 1
+        t = timesteps(len(whole), self.steps, generator, PURE_NOISE)
         if dropout:
             dropped = torch.rand(len(whole), 1, 1, 1, generator=generator).to(whole) < DROP
             condition = torch.where(dropped, UNKNOWN, condition)
@@ -140,10 +140,7 @@ class SuperResStage:
         rng = np.random.default_rng((self.options.seed, index, fabric.global_rank))
         loss = self._run(self.crops(index, fabric.global_rank), rng, dropout=True)
         descend(fabric, loss, self.model, self.optimizer)
-        keep = min(AVERAGE, (index + 1) / (index + 10))
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.raw.unet.parameters(), strict=True):
-                mean.lerp_(value, 1 - keep)
+        follow(self.average, self.raw.unet, index, AVERAGE)
         return {"velocity": loss.detach()}
 
     @torch.no_grad()
