@@ -107,6 +107,24 @@ def test_a_killed_encoder(clips: Path, tmp_path: Path, monkeypatch: pytest.Monke
     check(clips, tmp_path, lambda: kill("Encoder"), monkeypatch)
 
 
+@pytest.mark.usefixtures("nodes")
+def test_a_driver_that_ends_in_mid_run_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("semanticodec.corpus.run.CHUNK_ITEMS", 2)
+
+    def cut(status: Progress) -> None:
+        if status.items:
+            assert status.items < status.total
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenize_corpus([clips], tmp_path / "cut", options=OPTIONS, progress=cut)
+    assert not (tmp_path / "cut" / "manifest.json").exists()
+    statistics = tokenize_corpus([clips], tmp_path / "cut", options=OPTIONS, resume=True)
+    assert statistics == tokenize_corpus([clips], tmp_path / "whole", options=OPTIONS)
+    for one in sorted((tmp_path / "whole" / "data").iterdir()):
+        assert (tmp_path / "cut" / "data" / one.name).read_bytes() == one.read_bytes()
+
+
 def test_a_lost_node(nodes: Nodes, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def lose() -> bool:
         nodes.cluster.remove_node(nodes.second, allow_graceful=False)
