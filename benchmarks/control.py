@@ -32,7 +32,7 @@ from .generation import Piece, pieces
 from .measure import machine
 
 ROOT = Path(__file__).resolve().parent
-SCALES = (None, 0.0, 0.5, 1.0, 1.5)
+SCALES = (None, 0.0, 0.5, 1.0)
 """None is without control."""
 DECIBELS = 20 / math.log(10)
 

@@ -46,4 +46,4 @@ def test_what_is_here_is_said_with_its_own_size(monkeypatch: pytest.MonkeyPatch,
     assert " 0.04 GB " in lines["musicldm"]
     here = {name for name, line in lines.items() if "  yes  " in line}
     official = {name for name in PRESETS if name.startswith("semanticodec-50-")}
-    assert here == {"mini-100", "mini-50", "mini-25", "mini-sr", "musicldm", "audioldm2-full", *official}
+    assert here == {"mini-100", "mini-50", "mini-25", "mini-sr", "mini-gen", "musicldm", "audioldm2-full", *official}

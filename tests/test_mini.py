@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from benchmarks.superres import lsd
-from semanticodec import ConfigError, SemantiCodec, SuperResolution
-from semanticodec.audio import load, resample
+from semanticodec import ConfigError, Generator, SemantiCodec, SuperResolution
+from semanticodec.audio import load, log_mel, resample
 from semanticodec.checkpoints import WEIGHTS
 from semanticodec.config import PRESETS, RATES
+from semanticodec.controls import loudness
 from semanticodec.demo import RECORDING, mel_l1, stoi
+from semanticodec.diffusion import SamplerOptions
 
 
 def test_fits_the_package() -> None:
@@ -86,3 +88,14 @@ def test_mini_sr_comes_nearer_than_sinc(rate: int) -> None:
     narrow = resample(wave, model.sample_rate, rate)
     sinc, ours = resample(narrow, rate, model.sample_rate), model.upsample(narrow, rate)
     assert lsd(wave, ours[: len(wave)]) < 0.7 * lsd(wave, sinc[: len(wave)])
+
+
+def test_mini_gen_generates_what_labels_say() -> None:
+    """Rain goes on, speech comes and goes; benchmarks/generation.py has the figures."""
+    assert sum(path.stat().st_size for path in (WEIGHTS / "mini-gen").iterdir()) <= 20_000_000
+    generator = Generator.from_pretrained()
+    options = SamplerOptions(steps=8)
+    rain, speech = (generator.generate(label, duration=1.28, options=options)[0] for label in ("rain", "speech-de"))
+    assert torch.equal(rain, generator.generate("rain", duration=1.28, options=options)[0])
+    restless, steady = (loudness(log_mel(wave)).std() for wave in (speech, rain))
+    assert restless > 2 * steady
