@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -98,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(str(part).partition("  |")[0])
     if options.write:
         RESULTS.mkdir(exist_ok=True)
-        target = RESULTS / f"family-{row.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.json"
+        target = RESULTS / f"family-{row.name}.json"
         result = {"machine": who, "system": row.name, "sgemm_gflops": sgemm.gflops}
         result |= {"rows": [dataclasses.asdict(part) for part in rows.values()]}
         target.write_text(json.dumps(result, indent=2) + "\n")

@@ -127,11 +127,29 @@ def coverage() -> str:
     return table(heads, [(", ".join(names), *map(str, counts)) for counts, names in alike.items()])
 
 
+def step() -> str:
+    """What a guided solver step of AudioLDM 2 costs, beside this machine's matrix product."""
+    result = json.loads((RESULTS / "family-audioldm2-full.json").read_text())
+    lines = [
+        (
+            f"{result['system']}: {row['part']}",
+            f"{row['gflop']:.1f}",
+            f"{row['timing']['wall']:.2f}",
+            f"{row['gflop'] / row['timing']['wall']:.1f}",
+            f"{row['share']:.2f}",
+        )
+        for row in result["rows"]
+    ]
+    peak = f"share of SGEMM, {result['sgemm_gflops']:.1f} GFLOP/s"
+    return table((f"{result['machine']['cpu']}, 1 thread", "GFLOP", "s", "GFLOP/s", peak), lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quality-dev": dev,
     "quality-published": published,
     "parity": parity,
     "coverage": coverage,
+    "family-audioldm2-full": step,
 }
 
 

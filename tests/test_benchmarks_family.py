@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import family
+from benchmarks import family, readme
 from benchmarks.measure import Sgemm, gflop
 from semanticodec.config import HiFiGANConfig, LatentConfig, UNetConfig, VAEConfig
 from semanticodec.systems import SYSTEMS
@@ -46,6 +46,8 @@ def test_the_command_prints_and_keeps(
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "audioldm2-full, random weights, float32, 0.64 s of sound"
     assert lines[5].startswith("guided step")
-    kept = json.loads(next(tmp_path.glob("family-audioldm2-full-*.json")).read_text())
+    kept = json.loads((tmp_path / "family-audioldm2-full.json").read_text())
     assert [row["part"] for row in kept["rows"]] == ["contexts", "guided step"]
     assert kept["rows"][1]["share"] > 0
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    assert f"| audioldm2-full: guided step | {kept['rows'][1]['gflop']:.1f} |" in readme.step()
