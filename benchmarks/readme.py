@@ -110,7 +110,7 @@ def parity() -> str:
         systems[row["system"]] = max(row, systems.get(row["system"], row), key=lambda each: float(each["error"]))
     lines = []
     for component, systems in components.items():
-        errors = ", ".join(f"{name} {row['error']:.1e}" for name, row in systems.items())
+        errors = "; ".join(f"{name}: {row['error']:.1e}" for name, row in systems.items())
         bound = max(float(row["bound"]) for row in systems.values())
         passed = all(row["error"] < row["bound"] or row["error"] == 0 for row in systems.values())
         lines.append((component, errors, f"{bound:.0e}" if bound else "equal", "yes" if passed else "**no**"))

@@ -56,9 +56,9 @@ def test_tables_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         keeper.pytest_runtest_logreport(ended(("audiosr-basic", f"DDIM {setting}", "latent", error, 1e-3)))
     keeper.pytest_runtest_logreport(ended(("x", "vocoder", "wav", 2e-4, 1e-4)))
     assert readme.parity().splitlines()[2:] == [
-        "| U-Net | audioldm-m-full 3.0e-05, audioldm-s-full 2.0e-05 | 1e-04 | yes |",
-        "| DDIM | audiosr-basic 3.0e-04 | 1e-03 | yes |",
-        "| vocoder | x 2.0e-04 | 1e-04 | **no** |",
+        "| U-Net | audioldm-m-full: 3.0e-05; audioldm-s-full: 2.0e-05 | 1e-04 | yes |",
+        "| DDIM | audiosr-basic: 3.0e-04 | 1e-03 | yes |",
+        "| vocoder | x: 2.0e-04 | 1e-04 | **no** |",
     ]
     for name in ("a", "b"):
         keeper.pytest_runtest_logreport(ended((name, 10, 6, 0, 0), kind="coverage"))
