@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from benchmarks.superres import lsd
-from semanticodec import ConfigError, Generator, SemantiCodec, SuperResolution
+from semanticodec import ConfigError, Generator, SemantiCodec, SuperResolution, controls
 from semanticodec.audio import load, log_mel, resample
 from semanticodec.checkpoints import WEIGHTS
+from semanticodec.conditioners.prompts import Prompts
 from semanticodec.config import PRESETS, RATES
 from semanticodec.controls import loudness
 from semanticodec.demo import RECORDING, mel_l1, stoi
-from semanticodec.diffusion import SamplerOptions
+from semanticodec.diffusion import SamplerOptions, noise
 
 
 def test_fits_the_package() -> None:
@@ -99,3 +102,21 @@ def test_mini_gen_generates_what_labels_say() -> None:
     assert torch.equal(rain, generator.generate("rain", duration=1.28, options=options)[0])
     restless, steady = (loudness(log_mel(wave)).std() for wave in (speech, rain))
     assert restless > 2 * steady
+
+
+def test_mini_gen_follows_a_loudness_curve() -> None:
+    """Rain that swells and falls as asked; without the control it does not.  benchmarks/control.py has the figures."""
+    generator, network = Generator.from_pretrained(), controls.read(WEIGHTS / "mini-gen")
+    curve = -4 + 2 * torch.sin(torch.arange(256) / 20)[None]
+    heard = {}
+    for scale in (0.0, 1.0):
+        told = generator.prompts(Prompts(["rain"]))
+        told = replace(told, controls=(controls.follow(network, curve, 64, scale),))
+        untold = generator.prompts.unconditional(1, "zeros", None)
+        with torch.inference_mode():
+            start = noise(0, 0, 0, (8, 64, 16))[None]
+            latents = generator.latent.generate(told, untold, lambda _, x=start: x, SamplerOptions(steps=6, eta=0.0))
+            heard[scale] = loudness(log_mel(generator.latent.wave(generator.latent.mel(latents))))
+    followed, ignored = (float(torch.corrcoef(torch.cat([heard[scale], curve]))[0, 1]) for scale in (1.0, 0.0))
+    assert followed > 0.9
+    assert ignored < 0.7
