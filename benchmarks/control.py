@@ -42,7 +42,9 @@ def made(generator: Generator, network: ControlNet, piece: Piece, scale: float |
     latent, mel = generator.latent, log_mel(piece.wave[None])
     told, untold = generator.prompts(Prompts([piece.label])), generator.prompts.unconditional(1, "zeros", None)
     if scale is not None:
-        told = replace(told, controls=(controls.follow(network, controls.loudness(mel), mel.shape[2], scale),))
+        # In both halves, as in training: guidance is away from no label, not away from no control.
+        control = controls.follow(network, controls.loudness(mel), mel.shape[2], scale)
+        told, untold = (replace(each, controls=(control,)) for each in (told, untold))
     shape = (1, latent.config.vae.latent_channels, generator.window, latent.config.cells)
     with torch.inference_mode():
         z = latent.generate(told, untold, lambda step: noise(seed, 0, step, shape[1:])[None], SamplerOptions())
@@ -92,9 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network = controls.read(own if own.is_dir() else Path(given.model))
     found: defaultdict[str, list[float]] = defaultdict(list)
     shown = []
-    for seed, piece in enumerate(
-        track(pieces(given.audio / "train", given.train, 4, held_out=True)[: given.clips], "clips")
-    ):
+    every = pieces(given.audio / "train", given.train, 4, held_out=True)
+    for seed, piece in enumerate(track(every[:: max(1, len(every) // given.clips)][: given.clips], "clips")):
         heard = {name_of(scale): made(generator, network, piece, scale, seed) for scale in SCALES}
         for name, wave in heard.items():
             correlation, distance = scored(piece.wave, wave)
