@@ -305,13 +305,14 @@ class Generator:
         if not (is_whole(n) and is_whole(kept) and 1 <= n <= kept):
             raise ConfigError(f"n = {n!r} of {kept!r} candidates were asked for; whole numbers from 1 up are needed")
         at_once = rows_at_once(self.latent.scale.device)
+        # All prompts are read before anything is generated: one that is refused costs no time, and offloaded
+        # conditioners move once.
+        with torch.inference_mode():
+            conditions = [told(slice(first, min(first + at_once, count))) for first in range(0, count, at_once)]
         pieces = []
         total, done = count * kept, 0
-        for first in range(0, count, at_once):
-            rows = slice(first, min(first + at_once, count))
-            with torch.inference_mode():
-                asked, absent = told(rows)
-            every = [(row, seed + j) for row in range(rows.stop - rows.start) for j in range(kept)]
+        for first, (asked, absent) in zip(range(0, count, at_once), conditions, strict=True):
+            every = [(row, seed + j) for row in range(min(at_once, count - first)) for j in range(kept)]
             for some in _chunks(every, at_once):
                 index = [row for row, _ in some]
                 condition = always(asked.rows(index), absent.rows(index))

@@ -12,10 +12,10 @@ import semanticodec
 
 FLOORS = (
     ("errors", "values", "config", "wire", "tokens"),
-    ("audio", "bandlimit", "devices", "nn", "diffusion", "graphs", "ranking"),
-    ("latent", "checkpoints", "keymap", "systems"),
+    ("audio", "bandlimit", "devices", "nn", "diffusion", "graphs", "offload", "ranking"),
+    ("latent", "checkpoints", "inverse", "keymap", "systems"),
     ("model", "windows", "conditioners", "family", "diffusers_layout"),
-    ("codec", "generation", "superres", "editing"),
+    ("codec", "controls", "generation", "superres", "editing"),
     ("streaming", "corpus", "datasets", "training", "published", "novelty", "novelty_page"),
     ("bench", "cli", "demo"),
 )

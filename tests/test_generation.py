@@ -112,8 +112,10 @@ class TestWhatIsRefused:
     def test_labels(self) -> None:
         with pytest.raises(ConfigError, match="did you mean 'cello'"):
             labelled().generate("celo")
+        seen: list[float] = []
         with pytest.raises(ConfigError, match="choose one of rain, cello"):
-            labelled().generate("xyz")
+            labelled().generate(["rain", "xyz"], progress=seen.append)
+        assert not seen
         with pytest.raises(ConfigError, match="no transcriptions"):
             labelled().generate("rain", transcriptions="hello")
 
