@@ -14,6 +14,8 @@ from typing import Any
 from semanticodec.bench.metrics import METRICS
 from semanticodec.bench.results import Results, read_results
 
+from .speed import PUBLISHED_CPU, STEPS
+
 ROOT = Path(__file__).resolve().parent
 README = ROOT.parent / "README.md"
 RESULTS = ROOT / "results"
@@ -81,12 +83,14 @@ def dev() -> str:
 def published() -> str:
     """Mini beside the published codecs on their clips."""
     columns = [
+        ("speech", "visqol"),
         ("speech", "pesq_wb"),
         ("speech", "stoi"),
         ("speech", "mel_l1"),
-        ("music", "pesq_wb"),
+        ("music", "visqol"),
         ("music", "stoi"),
         ("music", "mel_l1"),
+        ("sound", "visqol"),
         ("sound", "stoi"),
         ("sound", "mel_l1"),
     ]
@@ -144,12 +148,75 @@ def step() -> str:
     return table((f"{result['machine']['cpu']}, 1 thread", "GFLOP", "s", "GFLOP/s", peak), lines)
 
 
+def fast() -> str:
+    """Mini's default beside its fast setting."""
+    columns = [(kind, measure) for kind in ("speech", "music", "sound") for measure in ("stoi", "mel_l1")]
+    return compared(read_results(RESULTS / "quality-fast.json"), columns)
+
+
+def ratios() -> str:
+    """Speed: the parts of the official decoder beside the published code, the solver's curve, mini, whole processes."""
+    found = json.loads((RESULTS / "ratios.json").read_text())
+    rows, times = found["official"]["rows"], found["official"]["times_published"]
+    names = {
+        "guided step": "guided step (both branches in one batch)",
+        "VAE decoder": "autoencoder",
+        "vocoder": "vocoder",
+        "window": f"window, {STEPS} steps with guidance",
+    }
+    lines = [
+        (name, f"{rows[part]['gflop']:.0f}", f"{rows[part]['timing']['cpu']:.2f}", f"{rows[part]['share_cpu']:.2f}",
+         *map(str, PUBLISHED_CPU[part]), f"{times[part]:.2f}")
+        for part, name in names.items()
+    ]  # fmt: skip
+    step, window = (rows[part]["timing"]["cpu"] for part in ("guided step", "window"))
+    default = next(int(name.split()[1]) for name in times if name.startswith("default"))
+    solver, encode = found["solver"], found["encode"]
+    near = solver["as_near_as_ddim_50"]
+    whole = str(PUBLISHED_CPU["window"][0])
+    for name, steps, ratio in (
+        (f"window, default: DPM-Solver++(2M), {default} steps", default, times[f"default, {default} steps"]),
+        (f"window, {near} steps: as near to the {solver['reference']}-step solution as DDIM-{STEPS}", near,
+         solver["times_published"]),
+    ):  # fmt: skip
+        lines.append((name, "", f"{window - (STEPS - steps) * step:.1f}", "", whole, "", f"{ratio:.2f}"))
+    row = encode["row"]
+    name = "encoding of exactly one window; the original encodes two"
+    lines.append((name, f"{row['gflop']:.0f}", f"{row['timing']['cpu']:.2f}", f"{row['share_cpu']:.2f}", "", "",
+                  f"{encode['times_published']:.2f}"))  # fmt: skip
+    heads = ["part", "GFLOP", "CPU s", "share of SGEMM", "published CPU s", "share", "ratio"]
+    curves = "; ".join(
+        f"{label} " + ", ".join(f"{distance:.3f} ({n})" for n, distance in solver["distances"][sampler].items())
+        for sampler, label in (("dpmpp_2m", "DPM-Solver++(2M)"), ("ddim", "DDIM"))
+    )
+    factors = [
+        (length, *(f"{runs[name]['wall']:.3f}" for name in ("encode", "default", "fast")),
+         *(f"{runs['encode']['wall'] + runs[name]['wall']:.3f}" for name in ("default", "fast")))
+        for length, runs in found["mini"].items() if length != "hot"
+    ]  # fmt: skip
+    heads_mini = ["mini: sound of", "encode", "decode", "decode, fast", "in all", "in all, fast"]
+    start = found["start"]
+    where = {found[f"{part}_machine"]["commit"][:7] for part in ("official", "encode", "solver", "mini", "start")}
+    return "\n\n".join(
+        (
+            table(heads, lines),
+            f"Distance of the latents to the {solver['reference']}-step solution, in its standard deviations (steps): "
+            f"{curves}.",
+            table(heads_mini, factors),
+            f"The first `semanticodec encode` is done {start['encode']:.1f} s after its start, `--help` after "
+            f"{start['--help']:.1f} s.  Commit {', '.join(sorted(where))}.",
+        )
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quality-dev": dev,
     "quality-published": published,
     "parity": parity,
     "coverage": coverage,
     "family-audioldm2-full": step,
+    "quality-fast": fast,
+    "ratios": ratios,
 }
 
 
