@@ -656,7 +656,7 @@ class TestCommand:
         args = ["all", "--out", str(tmp_path), "--steps", "7", "--precision", "bf16-mixed", "--seed", "3", "--compile"]
         result = CliRunner().invoke(app, args)
         assert result.exit_code == 0, result.output
-        order = ["mae", "semantic", "vae", "vocoder", "latent", "polish", "export", "prior"]
+        order = ["mae", "semantic", "vae", "vocoder", "latent", "polish", "export", "prior", "inverse"]
         assert [name for name, _ in asked] == order
         options = asked[0][1].options("vae")
         recipe = stages.RECIPES["vae"]
