@@ -40,11 +40,11 @@ from .measure import machine
 
 ROOT = Path(__file__).resolve().parent
 SECONDS = 2.56
-GENERAL = ("speech", "music", "sound")
+GENERAL = ("speech", "music", "instrument", "sound")
 GAP = (1.0, 1.5)
 STRENGTHS = (0.4, 0.7)
-TARGETS = ("rain", "music-game", "speech-de", "chainsaw")
-PICTURED = ("speech-de", "music-game", "beat", "rain", "dog", "clock")
+TARGETS = ("rain", "music-game", "speech-de", "flute")
+PICTURED = ("speech-de", "music-game", "beat", "cello", "rain", "dog")
 Found = defaultdict[str, list[float]]
 
 
@@ -62,7 +62,8 @@ def pieces(audio: Path, cache: Path, count: int, *, held_out: bool, seed: int = 
     from semanticodec.training.data import Corpus, manifest
     from semanticodec.training.labels import LabelledCrops
 
-    crops = LabelledCrops(Corpus.open(audio, cache), audio, round(SECONDS * SAMPLE_RATE), 1, seed=0, held_out=held_out)
+    corpus = Corpus.open(audio, cache, optional=True)
+    crops = LabelledCrops(corpus, audio, round(SECONDS * SAMPLE_RATE), 1, seed=0, held_out=held_out)
     originals = {row["file"]: row["orig"].split("@")[0] for row in manifest(audio)}
     rng, found = np.random.default_rng(seed), []
     for label, clips in crops.clips.items():
@@ -101,6 +102,10 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, originals: np.ndarray)
 
 def kind(label: str) -> str:
     """Return the general label of a label."""
+    from semanticodec.training.labels import INSTRUMENTS
+
+    if label in INSTRUMENTS.values():
+        return "instrument"
     if label.startswith("speech"):
         return "speech"
     return "music" if label.startswith("music") or label in ("beat", "drums") else "sound"

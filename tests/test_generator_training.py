@@ -51,6 +51,11 @@ def row(**given: str) -> dict[str, str]:
     return {"kind": "sound", "source": "", "lang": "", "orig": "", **given}
 
 
+def philharmonia(*names: str) -> dict[str, str]:
+    orig = ";".join(f"philharmonia/audio/{name.partition('_')[0]}/{name}" for name in names)
+    return row(kind="optional", source="philharmonia", orig=orig)
+
+
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
@@ -61,7 +66,11 @@ def row(**given: str) -> dict[str, str]:
         (row(kind="music", source="cc0_beats", orig="cc0_beats/a.mp3"), ("music", "beat")),
         (row(kind="music", source="sonicpi", orig="sonicpi/etc/samples/drum_tom.flac;x"), ("music", "drums")),
         (row(kind="music", source="uh_music"), ("music",)),
-        (row(kind="optional", source="philharmonia"), ()),
+        (row(kind="optional", source="another"), ()),
+        (philharmonia("cello_A5_05.mp3", "cello_G2_phrase.mp3"), ("instrument", "cello")),
+        (philharmonia("contrabassoon_G2.mp3", "bassoon_G2.mp3"), ("instrument", "bassoon")),
+        (philharmonia("cello_A5.mp3", "flute_A5.mp3"), ("instrument",)),
+        (philharmonia("banjo_A5.mp3"), ("instrument",)),
     ],
 )
 def test_labels_come_from_the_manifest(given: dict[str, str], wanted: tuple[str, ...]) -> None:

@@ -163,6 +163,10 @@ class TestData:
         assert around[:5].abs().max() == around[-7:].abs().max() == 0
         assert torch.equal(around[5:-7], corpus.wave(corpus.clips[1]))
 
+    def test_the_optional_shard_is_decoded_where_it_is_asked_for(self, audio: Path, tmp_path: Path) -> None:
+        corpus = Corpus.open(audio, tmp_path, optional=True)
+        assert [clip.kind for clip in corpus.clips] == ["speech"] * 4 + ["music"] * 3 + ["optional"]
+
     def test_the_decoded_corpus_is_kept(self, trained: Session, tmp_path: Path) -> None:
         again = Corpus.open(tmp_path / "nothing", trained.out / "audio")
         assert again.clips == trained.corpus.clips

@@ -13,6 +13,7 @@ import typer
 
 from ..checkpoints import WEIGHTS
 from ..config import SAMPLE_RATE
+from ..generation import MINI_GEN
 from ..superres import MINI_SR
 from .generator_stages import GENERATOR_RECIPES, GENERATOR_STAGES
 from .loop import Precision, RunOptions
@@ -21,8 +22,8 @@ from .superres_stages import SUPERRES_RECIPES, SUPERRES_STAGES
 
 MODELS = {
     "mini": (STAGES, RECIPES, SAMPLE_RATE),
-    "mini-gen": (GENERATOR_STAGES, GENERATOR_RECIPES, SAMPLE_RATE),
-    "mini-sr": (SUPERRES_STAGES, SUPERRES_RECIPES, MINI_SR.latent.mel.sample_rate),
+    MINI_GEN.name: (GENERATOR_STAGES, GENERATOR_RECIPES, SAMPLE_RATE),
+    MINI_SR.name: (SUPERRES_STAGES, SUPERRES_RECIPES, MINI_SR.latent.mel.sample_rate),
 }
 """Stages, their settings, and the sample rate of what they learn from."""
 
@@ -71,7 +72,8 @@ def main(
             compile=compile,
         )
 
-    session = Session(audio, out, weights or WEIGHTS / model, options, rate=rate)
+    optional = model == MINI_GEN.name  # the only recordings that name an instrument
+    session = Session(audio, out, weights or WEIGHTS / model, options, rate=rate, optional=optional)
     for name in stages if stage == "all" else (stage,):
         stages[name](session)
 

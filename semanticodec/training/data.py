@@ -50,13 +50,14 @@ class Corpus:
         self.clips = clips
 
     @classmethod
-    def open(cls, folder: Path, cache: Path, rate: int = SAMPLE_RATE) -> Corpus:
+    def open(cls, folder: Path, cache: Path, rate: int = SAMPLE_RATE, *, optional: bool = False) -> Corpus:
         """Open the corpus, decoding ``folder``'s shards into ``cache`` the first time.
 
         Args:
-            folder: holds ``train_manifest.csv`` and the tar shards it names; the shard "optional" is left out.
+            folder: holds ``train_manifest.csv`` and the tar shards it names.
             cache: where ``audio.i16`` and ``clips.json`` are kept.
             rate: in Hz; recordings stored at a lower rate are left out.
+            optional: take the recordings of the kind "optional" as well, whose licence has a clause of its own.
 
         Raises:
             AudioError: the folder has no manifest.
@@ -64,7 +65,7 @@ class Corpus:
         index = cache / "clips.json"
         if not index.exists():
             cache.mkdir(parents=True, exist_ok=True)
-            clips = _decode(folder, cache / "audio.i16", rate)
+            clips = _decode(folder, cache / "audio.i16", rate, optional)
             part = index.with_suffix(".part")
             part.write_text(json.dumps([vars(clip) for clip in clips]))
             part.replace(index)
@@ -125,8 +126,8 @@ def manifest(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _decode(folder: Path, target: Path, rate: int) -> list[Clip]:
-    rows = {row["file"]: row for row in manifest(folder) if row["kind"] != "optional"}
+def _decode(folder: Path, target: Path, rate: int, optional: bool) -> list[Clip]:
+    rows = {row["file"]: row for row in manifest(folder) if optional or row["kind"] != "optional"}
     clips: list[Clip] = []
     position = 0
     with target.open("wb") as out:

@@ -1,6 +1,6 @@
 """What a recording is called: labels from the manifest, and crops of the recordings that carry each.
 
-A recording has a general label (its kind) and up to one that says more.
+A recording has a general label (its kind, or "instrument") and up to one that says more.
 """
 
 from __future__ import annotations
@@ -49,9 +49,30 @@ WORDS = {
     "samples/tabla_": "drums",
 }
 """Label by what the original file's name contains."""
+INSTRUMENTS = {
+    "cello": "cello",
+    "double-bass": "double-bass",
+    "guitar": "guitar",
+    "flute": "flute",
+    "oboe": "oboe",
+    "clarinet": "clarinet",
+    "bass-clarinet": "clarinet",
+    "saxophone": "saxophone",
+    "bassoon": "bassoon",
+    "contrabassoon": "bassoon",
+    "french-horn": "french-horn",
+    "trombone": "trombone",
+}
+"""Label by what the original file's name begins with, of the recordings of single instruments."""
+ORCHESTRA = "philharmonia"
+"""Source of those recordings."""
 LANGUAGES = ("en", "de", "nl", "es", "gd", "zh")
 _SPOKEN = tuple(f"speech-{language}" for language in LANGUAGES)
-LABELS = tuple(dict.fromkeys(["speech", *_SPOKEN, "music", "sound", *SOURCES.values(), *WORDS.values()]))
+LABELS = tuple(
+    dict.fromkeys(
+        ["speech", *_SPOKEN, "music", "instrument", *INSTRUMENTS.values(), "sound", *SOURCES.values(), *WORDS.values()]
+    )
+)
 BALANCE = 0.3
 """A label is drawn in proportion to this power of its minutes: 1 would forget the rare ones, 0 wear them out."""
 PLACES = 3
@@ -69,6 +90,10 @@ class Labelled(NamedTuple):
 
 def labels_of(row: Mapping[str, str]) -> tuple[str, ...]:
     """Return the labels of a recording, by its row of the manifest; none if its kind has no label."""
+    if row["source"] == ORCHESTRA:
+        names = {original.split("/")[-1].partition("_")[0] for original in row["orig"].split(";")}
+        played = {INSTRUMENTS[name] for name in names if name in INSTRUMENTS}
+        return ("instrument", *(played if len(played) == 1 else ()))
     if row["kind"] not in LABELS:
         return ()
     language = row.get("lang", "").split("-")[0]

@@ -63,11 +63,13 @@ class Session:
     configs: dict[int, CodecConfig] = field(default_factory=mini)
     rate: int = SAMPLE_RATE
     """Of the recordings, in Hz."""
+    optional: bool = False
+    """Whether the recordings of the kind "optional" are learnt from."""
 
     @cached_property
     def corpus(self) -> Corpus:
         """The recordings."""
-        return Corpus.open(self.audio, self.out / "audio", self.rate)
+        return Corpus.open(self.audio, self.out / "audio", self.rate, optional=self.optional)
 
     def start(self, stage: str) -> tuple[RunOptions, Fabric]:
         """Start the processes of a stage; the recordings are decoded by the first of them."""
