@@ -34,6 +34,7 @@ from semanticodec.cli import app
 from semanticodec.config import COLUMN, preset
 from semanticodec.corpus import CorpusOptions, inputs, local, reading, tokenize_corpus, verify_corpus
 from semanticodec.corpus.encoding import WindowEncoder
+from semanticodec.corpus.plan import Plan
 from semanticodec.corpus.records import (
     Assembler,
     Event,
@@ -211,12 +212,13 @@ def test_a_plan_keeps_items_as_they_are(tmp_path: Path):
         Item(f"i{n}", "tar", odd, member=odd, place=(n, 5), start=0.1, duration=0.3, channel=1, text="t", size=10)
         for n in range(10)
     ]
-    inputs.Plan.write(tmp_path / "plan.parquet", items, 4, 1 << 30)
-    plan = inputs.Plan(tmp_path / "plan.parquet")
+    Plan.write(tmp_path / "plan.parquet", items, 4, 1 << 30)
+    plan = Plan(tmp_path / "plan.parquet")
     assert (len(plan), plan.items, plan.size(2)) == (3, 10, 2)
+    assert plan.shares().tolist() == [0.4, 0.4, 0.2]
     assert [item for chunk in range(3) for item in plan[chunk]] == items
-    inputs.Plan.write(tmp_path / "plan.parquet", items, 100, 25)
-    assert len(inputs.Plan(tmp_path / "plan.parquet")) == 4
+    Plan.write(tmp_path / "plan.parquet", items, 100, 25)
+    assert len(Plan(tmp_path / "plan.parquet")) == 4
 
 
 def test_names_that_are_no_utf8():
@@ -575,6 +577,9 @@ def test_a_corpus_loads_everywhere(clips: Path, tmp_path: Path, monkeypatch: pyt
     assert statistics["shards"] > 1
     assert [status.items for status in seen] == [0, 2, 4, 6, 8]
     assert seen[-1].total == 8
+    shares = [status.share for status in seen]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1], seen[-1].begun) == (0, pytest.approx(1), 0)
     assert seen[-1].new_seconds == pytest.approx(statistics["hours"] * 3600, abs=0.01)
     rows = pa.concat_tables([pq.read_table(file) for file in sorted((out / "data").iterdir())])
     codes = rows.column("semantic").to_pylist()

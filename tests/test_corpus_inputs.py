@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import soundfile
 
 from semanticodec.config import preset
-from semanticodec.corpus import CorpusOptions, inputs, reading
+from semanticodec.corpus import CorpusOptions, cuts, inputs, reading
+from semanticodec.corpus.plan import Plan
 from semanticodec.corpus.records import Item, ItemDone, ItemFailed, failure_of
 from semanticodec.errors import ConfigError
 
@@ -38,8 +40,8 @@ def outcome(item: Item) -> ItemDone | ItemFailed:
 
 def listed(tmp_path: Path, *names: str | Path) -> list[Item]:
     """List through the plan on disk, as a run does."""
-    inputs.Plan.write(tmp_path / "plan.parquet", inputs.find_items([str(name) for name in names]), 4, 1 << 40)
-    plan = inputs.Plan(tmp_path / "plan.parquet")
+    Plan.write(tmp_path / "plan.parquet", inputs.find_items([str(name) for name in names]), 4, 1 << 40)
+    plan = Plan(tmp_path / "plan.parquet")
     return [item for chunk in range(len(plan)) for item in plan[chunk]]
 
 
@@ -231,6 +233,45 @@ def test_folders_that_cannot_be_read_are_listed(tmp_path: Path, monkeypatch: pyt
     found = listed(tmp_path, tmp_path / "in")
     assert sorted((item.id, item.kind) for item in found) == [("a", "bad"), ("b/x.wav", "file")]
     assert "Permission denied" in next(item.extra for item in found if item.id == "a")
+
+
+def test_remote_folders_that_cannot_be_read_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    memory = fsspec.filesystem("memory")
+    for name in ("a/x.wav", "b/deep/x.wav", "b/x.wav", "b/notes.txt"):
+        memory.pipe_file(f"/closed/{name}", sound())
+    open_list = type(memory).ls
+
+    def closed(self: Any, path: str, **how: Any) -> Any:
+        if path.rstrip("/").endswith("/a"):
+            raise PermissionError(13, "Permission denied", path)
+        return open_list(self, path, **how)
+
+    monkeypatch.setattr(type(memory), "ls", closed)
+    found = listed(tmp_path, "memory://closed")
+    assert [(item.id, item.kind) for item in found] == [("b/deep/x.wav", "file"), ("b/x.wav", "file"), ("a", "bad")]
+    assert "Permission denied" in found[-1].extra
+
+
+def cut_of_a_command(command: str) -> Item:
+    sources = [{"type": "command", "channels": [0], "source": command}]
+    recording = {"id": "r", "sources": sources, "sampling_rate": RATE, "num_samples": RATE, "duration": 1.0}
+    cut = {"type": "MonoCut", "id": "c", "start": 0.25, "duration": 0.5, "channel": 0, "supervisions": []}
+    return Item("c", "cut", "cuts.jsonl", extra=json.dumps({**cut, "recording": recording}))
+
+
+def test_a_command_of_a_cut_is_run_and_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("lhotse")
+    (tmp_path / "a.wav").write_bytes(sound())
+    assert isinstance(outcome(cut_of_a_command(f"cat {tmp_path / 'a.wav'} | cat")), ItemDone)
+    failed = outcome(cut_of_a_command("echo no such tape >&2; exit 3"))
+    assert isinstance(failed, ItemFailed)
+    assert "ended with 3: no such tape" in failed.reason
+    monkeypatch.setattr(cuts, "PATIENCE", 0.2)
+    endless = outcome(cut_of_a_command(f"sh -c 'echo $$ > {tmp_path / 'pid'}; sleep 1000' | cat"))
+    assert isinstance(endless, ItemFailed)
+    assert "has not ended after 0.2 s" in endless.reason
+    pid = int((tmp_path / "pid").read_text())
+    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
 
 
 def test_two_colons_in_a_local_name(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -151,8 +152,7 @@ class _Bar:
         self._progress = Progress(
             *columns, console=console, transient=True, disable=not (console.is_terminal and sys.stdout.isatty())
         )
-        self._begin = time.monotonic()
-        self._first: int | None = None
+        self._begin: float | None = None
 
     def __enter__(self) -> _Bar:
         self._progress.start()
@@ -164,13 +164,11 @@ class _Bar:
 
     def show(self, status: Status) -> None:
         """Show how far the run is."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first, self._begin = status.items, now
+        self._begin = self._begin or time.monotonic()
         told = f"{status.items}/{status.total} inputs, {status.seconds / 3600:.2f} h"
-        done, spent = status.items - self._first, now - self._begin
-        if done and spent:
-            left = spent / done * (status.total - status.items)
-            told += f", {status.new_seconds / spent:.0f} h per hour, {left / 60:.0f} min left"
+        done, spent = status.share - status.begun, time.monotonic() - self._begin
+        if done > 0 and spent > 0:
+            left = timedelta(seconds=round(spent / done * (1 - status.share)))
+            told += f", {status.new_seconds / spent:.0f} h per hour, {left} left"
         told += f", {status.failures} failed" if status.failures else ""
-        self._progress.update(self._task, total=status.total, completed=status.items, told=told)
+        self._progress.update(self._task, total=1.0, completed=status.share, told=told)

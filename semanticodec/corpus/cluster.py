@@ -26,9 +26,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..config import SAMPLE_RATE
 from .encoding import WindowEncoder
-from .inputs import from_table, to_table
 from .local import read_apart
 from .options import CorpusOptions
+from .plan import from_table, to_table
 from .reading import Reading
 from .records import Assembler, Coded, Event, Finished, Item, ItemDone, ItemFailed, RowFacts, Span
 from .worker import Work, read_all

@@ -9,13 +9,11 @@ import contextlib
 import functools
 import hashlib
 import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
@@ -27,6 +25,7 @@ from torch.nn import functional
 from ..audio import FBANK_LOOKAHEAD, PIECE, Resampler, mono, open_sound, pieces
 from ..config import COLUMN, SAMPLE_RATE, CodecConfig
 from ..errors import AudioError
+from .cuts import load_cut
 from .records import Event, Item, ItemDone, ItemFailed, RowFacts, Span, failure_of, irregular, locate
 
 Channels = Literal["downmix", "split"]
@@ -121,7 +120,8 @@ def open_item(item: Item, first: int | None = None, count: int | None = None) ->
     if item.kind == "bad":
         raise AudioError(item.extra)
     if item.kind == "cut":
-        yield _load_cut(item)
+        cut, rate, start = load_cut(item.extra)
+        yield Sound(rate, round(start * rate), iter(torch.from_numpy(cut).split(PIECE, 1)))
         return
     with open_file(item) as file, open_sound(file) as sound:
         if first is None:
@@ -184,20 +184,6 @@ def _group(source: str, kind: str, column: str, group: int) -> pa.ChunkedArray:
             if number == group:
                 return pa.chunked_array([batch.column(column)])
     raise AudioError(f"{source} has no record batch {group}")
-
-
-def _load_cut(item: Item) -> Sound:
-    """Load what Lhotse describes: parts, mixtures and augmented versions of recordings."""
-    from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
-    from lhotse.serialization import deserialize_item
-
-    try:
-        cut = deserialize_item(json.loads(item.extra))
-        wave = torch.from_numpy(np.ascontiguousarray(cut.load_audio(), np.float32))
-    except (AudioLoadingError, DurationMismatchError, AssertionError, KeyError, TypeError) as error:
-        raise AudioError(f"Lhotse cannot load this cut: {error}") from error
-    rate = cut.sampling_rate
-    return Sound(rate, round(getattr(cut, "start", 0) * rate), iter(wave.split(PIECE, 1)))
 
 
 def _segment(item: Item, sound: soundfile.SoundFile) -> tuple[int, int | None]:

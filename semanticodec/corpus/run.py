@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from ..devices import usable_device
 from ..errors import ConfigError, SemantiCodecError
 from . import card, local
-from .inputs import Plan, find_items
+from .inputs import find_items
 from .options import CorpusOptions
+from .plan import Plan
 from .records import Finished, Item
 from .shards import (
     CARD,
@@ -55,6 +56,8 @@ class Progress:
         seconds: of sound tokenised, earlier runs included.
         new_seconds: of sound tokenised by this run.
         failures: inputs that gave no row.
+        share: of the work that is done, 0 to 1, as far as the sizes of the inputs tell.
+        begun: the share that was done when this run began.
     """
 
     items: int
@@ -62,6 +65,8 @@ class Progress:
     seconds: float
     new_seconds: float
     failures: int
+    share: float
+    begun: float
 
 
 def tokenize_corpus(
@@ -188,17 +193,20 @@ class _Watch:
 
     def __init__(self, plan: Plan, committer: Committer, progress: Callable[[Progress], None] | None) -> None:
         self._plan, self._progress = plan, progress
-        done = [(marker.first, marker.stop) for marker in committer.markers]
-        self._items = sum(plan.size(chunk) for first, stop in done for chunk in range(first, stop))
+        self._shares = plan.shares()
+        done = [chunk for marker in committer.markers for chunk in range(marker.first, marker.stop)]
+        self._items = sum(map(plan.size, done))
+        self._share = float(self._shares[done].sum())
         self._seconds = sum(marker.seconds for marker in committer.markers)
         self._failures = sum(marker.failures for marker in committer.markers)
         for finished in committer.known():
             self._count(finished)
-        self._new = 0.0
+        self._new, self._begun = 0.0, self._share
         self._report()
 
     def _count(self, finished: Finished) -> None:
         self._items += self._plan.size(finished.chunk)
+        self._share += float(self._shares[finished.chunk])
         self._seconds += finished.seconds
         self._failures += len(finished.failures)
 
@@ -210,7 +218,8 @@ class _Watch:
 
     def _report(self) -> None:
         if self._progress is not None:
-            self._progress(Progress(self._items, self._plan.items, self._seconds, self._new, self._failures))
+            done = (self._items, self._plan.items, self._seconds, self._new, self._failures)
+            self._progress(Progress(*done, self._share, self._begun))
 
 
 def _finish(folder: Output, committer: Committer, manifest: dict[str, Any]) -> dict[str, Any]:
