@@ -41,8 +41,7 @@ def made(generator: Generator, network: ControlNet, piece: Piece, scale: float |
     """Generate a window ``[S]`` with the label of a recording, as loud as the recording at every moment."""
     latent, mel = generator.latent, log_mel(piece.wave[None])
     told, untold = generator.prompts(Prompts([piece.label])), generator.prompts.unconditional(1, "zeros", None)
-    if scale is not None:
-        # In both halves, as in training: guidance is away from no label, not away from no control.
+    if scale is not None:  # in both halves, as Generator.generate does
         control = controls.follow(network, controls.loudness(mel), mel.shape[2], scale)
         told, untold = (replace(each, controls=(control,)) for each in (told, untold))
     shape = (1, latent.config.vae.latent_channels, generator.window, latent.config.cells)

@@ -5,15 +5,19 @@ B rows, M mel rows.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from . import checkpoints
-from .config import ControlNetConfig
-from .latent import Control
+from .audio import log_mel, recording, resample
+from .config import ControlNetConfig, LatentConfig
+from .editing import Condition
+from .latent import Conditioning, Control
 from .nn.controlnet import ControlNet
 from .values import from_json, to_json
 
@@ -32,6 +36,26 @@ def loudness(mel: Tensor) -> Tensor:
     return functional.avg_pool1d(padded, SMOOTHING, 1)[:, 0]
 
 
+def loudness_of(wave: Tensor | np.ndarray, sample_rate: int, config: LatentConfig) -> Tensor:
+    """Return how loud a recording is from moment to moment.
+
+    Args:
+        wave: samples in [-1, 1], ``[S]`` or the channels of one recording ``[C, S]``, which are averaged.
+        sample_rate: of ``wave`` in Hz.
+        config: of the generator that is to follow.
+
+    Returns:
+        Nats ``[M]``, a value per mel row.
+
+    Raises:
+        AudioError: ``wave`` is no recording.
+    """
+    mel = config.mel
+    heard = resample(torch.atleast_2d(recording(wave)).mean(0, keepdim=True), sample_rate, mel.sample_rate)
+    # A reflected edge longer than the sound has nothing to reflect.
+    return loudness(log_mel(functional.pad(heard, (0, max(0, mel.n_fft - heard.shape[1]))), mel))[0]
+
+
 def loudness_hint(curve: Tensor, bins: int) -> Tensor:
     """Draw loudness curves ``[B, M]`` as images of the mel's size, ``[B, 1, M, bins]``."""
     return ((curve - MEAN) / SPREAD)[:, None, :, None].expand(-1, 1, -1, bins)
@@ -47,6 +71,32 @@ def follow(network: ControlNet, curve: Tensor, bins: int, scale: float = 1.0) ->
         scale: how strongly; 0 is not at all.
     """
     return Control(network, loudness_hint(curve, bins), scale)
+
+
+def following(network: ControlNet, curve: Tensor, config: LatentConfig, condition: Condition) -> Condition:
+    """Return a condition that says the same as another, and how loud to be besides.
+
+    Args:
+        network: from :func:`read`.
+        curve: nats ``[M]``, a value per mel row; the last one holds on.
+        config: of the generator.
+        condition: what is said already.
+    """
+    factor, bins = config.vae.factor, config.mel.bins
+
+    def told(first: int, steps: int) -> tuple[Conditioning, Conditioning]:
+        rows = torch.arange(first * factor, (first + steps) * factor).clamp(0, len(curve) - 1)
+        own = curve[rows].to(next(network.parameters()))
+
+        # In both halves, as in training: guidance is away from no label, not away from no control.
+        def with_control(half: Conditioning) -> Conditioning:
+            control = follow(network, own.expand(max(1, half.count), -1), bins)
+            return replace(half, controls=(*half.controls, control))
+
+        asked, absent = condition(first, steps)
+        return with_control(asked), with_control(absent)
+
+    return told
 
 
 def save(folder: Path, network: ControlNet) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import checkpoints
+from . import checkpoints, controls
 from .audio import recording
 from .conditioners.labels import LabelConditioner
 from .conditioners.prompts import Policy, PromptConditioner, Prompts
@@ -27,6 +27,7 @@ from .editing import Editor, always
 from .errors import CheckpointError, ConfigError
 from .family import load_system
 from .latent import Conditioning, LatentDiffusion
+from .nn.controlnet import ControlNet
 from .offload import Offload
 from .systems import SYSTEMS
 from .values import from_json
@@ -103,10 +104,28 @@ class Generator:
     follows from its seed alone; speech is conditioned text by text.
     """
 
-    def __init__(self, name: str, latent: LatentDiffusion, prompts: Conditioner, *, window: int, overlap: int) -> None:
-        """Put together what :meth:`from_pretrained` loads; ``window`` and ``overlap`` are latent steps."""
+    def __init__(
+        self,
+        name: str,
+        latent: LatentDiffusion,
+        prompts: Conditioner,
+        *,
+        window: int,
+        overlap: int,
+        control: ControlNet | None = None,
+    ) -> None:
+        """Put together what :meth:`from_pretrained` loads.
+
+        Args:
+            name: of the model.
+            latent: its networks.
+            prompts: its conditioners.
+            window: latent steps generated at once.
+            overlap: of them, how many the next window is given.
+            control: ControlNet that follows loudness, if it has one.
+        """
         self.name, self.latent, self.prompts = name, latent, prompts
-        self.window, self.overlap = window, overlap
+        self.window, self.overlap, self.control = window, overlap, control
 
     @classmethod
     def from_pretrained(
@@ -137,6 +156,7 @@ class Generator:
         home = torch.device("cpu") if offload else device
         name = str(name_or_folder)
         prompts: Conditioner
+        control: ControlNet | None = None
         if name in SYSTEMS:
             row = SYSTEMS[name]
             if row.prompts is None:
@@ -147,11 +167,14 @@ class Generator:
             window = row.samples // row.latent.step_samples
             overlap = window // 4
         else:
-            own, config = _own(checkpoints.WEIGHTS / name if name == MINI_GEN.name else Path(name), home, dtype)
+            folder = checkpoints.WEIGHTS / name if name == MINI_GEN.name else Path(name)
+            own, config = _own(folder, home, dtype)
             latent, prompts, window, overlap = own.latent, own.prompts, config.window, config.overlap
+            if (folder / controls.LOUDNESS).is_file():
+                control = controls.read(folder, device=device, dtype=dtype)
         if offload:
             _offloaded(latent, prompts, device)
-        return cls(name, latent, prompts, window=window, overlap=overlap)
+        return cls(name, latent, prompts, window=window, overlap=overlap, control=control)
 
     @property
     def sample_rate(self) -> int:
@@ -174,6 +197,7 @@ class Generator:
         negatives: str | Sequence[str] | None = None,
         transcriptions: str | Sequence[str] = (),
         policy: Policy = "zeros",
+        loudness: Tensor | None = None,
         options: SamplerOptions | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Tensor:
@@ -190,6 +214,8 @@ class Generator:
             transcriptions: what is said, for speech models; one per prompt.
             policy: what stands for no condition where the published codes differ, see
                 :data:`~semanticodec.conditioners.prompts.Policy`; negative prompts take "negative_prompt" there.
+            loudness: how loud to be from moment to moment, nats ``[M]``, a value per mel row (10 ms); the last
+                holds on.  :func:`semanticodec.controls.loudness_of` gives that of a recording.  For mini-gen.
             options: solver, steps, guidance; None takes the preset's.
             progress: called with the share done, 0 to 1.
 
@@ -208,6 +234,11 @@ class Generator:
         if against is not None and len(against) != count:
             raise ConfigError(f"seen {len(against)} negative prompts for {count} texts; give one for all or one each")
         kept = n if candidates is None else candidates
+        if loudness is not None and (self.control is None or loudness.ndim != 1 or not len(loudness)):
+            seen = f"a curve of shape {tuple(loudness.shape)} is given to {self.name}, which has " + (
+                "no ControlNet for loudness" if self.control is None else "one for curves of one dimension"
+            )
+            raise ConfigError(f"{seen}; leave it out, or take {MINI_GEN.name} and loudness_of(wave, rate, config)")
         if candidates is not None and not self.ranks:
             raise ConfigError(f"{self.name} has no CLAP to choose {n} of {kept} candidates with; leave candidates out")
 
@@ -216,7 +247,7 @@ class Generator:
             own = None if against is None else against[rows]
             return self.prompts(some), self._absent(len(some.texts), policy, own)
 
-        waves = self._generate(told, count, duration, n, kept, seed, options, progress)
+        waves = self._generate(told, count, duration, n, kept, seed, options, progress, loudness)
         if candidates is None:
             return waves
         assert isinstance(self.prompts, PromptConditioner)
@@ -299,6 +330,7 @@ class Generator:
         seed: int,
         options: SamplerOptions | None,
         progress: Callable[[float], None] | None,
+        loudness: Tensor | None = None,
     ) -> Tensor:
         """Return ``[count, kept, S]``."""
         samples = self._samples(duration)
@@ -316,6 +348,9 @@ class Generator:
             for some in _chunks(every, at_once):
                 index = [row for row, _ in some]
                 condition = always(asked.rows(index), absent.rows(index))
+                if loudness is not None:
+                    assert self.control is not None
+                    condition = controls.following(self.control, loudness, self.latent.config, condition)
                 editor = Editor(self.latent, condition, self.window, self.overlap)
 
                 def report(share: float, done: int = done, size: int = len(some)) -> None:

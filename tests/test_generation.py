@@ -15,17 +15,20 @@ from tiny import fill
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from semanticodec import checkpoints
+from semanticodec import checkpoints, controls
 from semanticodec.audio import load, save
 from semanticodec.bandlimit import stft
 from semanticodec.cli import app
 from semanticodec.conditioners.labels import LabelConditioner
 from semanticodec.conditioners.prompts import PromptConditioner, Prompts
+from semanticodec.config import ControlNetConfig
+from semanticodec.controls import loudness_of
 from semanticodec.diffusion import SamplerOptions
 from semanticodec.errors import CheckpointError, ConfigError
 from semanticodec.family import SystemModel
 from semanticodec.generation import Generator, GeneratorConfig, GeneratorModel
 from semanticodec.latent import LatentDiffusion
+from semanticodec.nn.controlnet import ControlNet
 from semanticodec.offload import Offload
 from semanticodec.systems import system
 from semanticodec.values import to_json
@@ -40,6 +43,14 @@ def labelled() -> Generator:
     fill(model)
     model.eval()
     return Generator("small", model.latent, model.prompts, window=16, overlap=4)
+
+
+@cache
+def controlled() -> Generator:
+    own = labelled()
+    network = ControlNet(ControlNetConfig(own.latent.config.unet, hint_factor=4, hint_widths=(4, 8, 8)))
+    fill(network)
+    return Generator("small", own.latent, own.prompts, window=16, overlap=4, control=network.eval())
 
 
 def prompted(kind: str, folder: Path) -> Generator:
@@ -101,6 +112,42 @@ class TestWhatAResultIs:
         assert seen == sorted(seen)
         assert len(seen) == 2 * 2 * 2
         assert seen[-1] == 1.0
+
+
+class TestLoudness:
+    def test_it_is_told_from_moment_to_moment(self) -> None:
+        own = controlled()
+        low, rising = torch.full((300,), -8.0), torch.cat([torch.full((64,), -8.0), torch.full((236,), 0.0)])
+        plain, quiet, louder = (
+            own.generate("rain", duration=2.0, loudness=curve)[0, 0] for curve in (None, low, rising)
+        )
+        assert torch.equal(plain, labelled().generate("rain", duration=2.0)[0, 0])
+        assert not torch.allclose(plain, quiet, atol=1e-3)
+        # The first window, 64 mel rows, has heard nothing of what follows; the next one fades into its overlap.
+        assert torch.equal(quiet[: 12 * 640], louder[: 12 * 640])
+        assert not torch.allclose(quiet[16 * 640 :], louder[16 * 640 :], atol=1e-3)
+        assert torch.equal(own.generate("rain", duration=2.0, loudness=low[:1])[0, 0], quiet)  # it holds on
+
+    def test_every_result_has_it(self) -> None:
+        own, curve = controlled(), torch.linspace(-8, 0, 40)
+        alone = own.generate("cello", duration=0.3, loudness=curve, seed=1)[0, 0]
+        assert torch.equal(own.generate(["rain", "cello"], duration=0.3, loudness=curve, n=2)[1, 1], alone)
+
+    def test_of_a_recording(self) -> None:
+        config = labelled().latent.config
+        wave = torch.randn(2, RATE, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.001, 0.3, RATE)
+        curve = loudness_of(wave, RATE, config)
+        assert curve.shape == (RATE // config.mel.hop,)
+        assert float(curve[-20:].mean() - curve[:20].mean()) > 2
+        assert torch.equal(curve, loudness_of(wave.mean(0), RATE, config))
+        assert len(loudness_of(wave[0, :10], RATE, config)) >= 1
+
+    def test_it_is_refused_where_it_cannot_be_told(self) -> None:
+        with pytest.raises(ConfigError, match=r"no ControlNet for loudness"):
+            labelled().generate("rain", loudness=torch.zeros(4))
+        for curve in (torch.zeros(0), torch.zeros(2, 4)):
+            with pytest.raises(ConfigError, match="one dimension"):
+                controlled().generate("rain", loudness=curve)
 
 
 class TestWhatIsRefused:
@@ -231,7 +278,14 @@ def test_a_folder_of_ours_is_loaded(tmp_path: Path) -> None:
     model.latent.load_state_dict(own.latent.state_dict())
     model.prompts.load_state_dict(own.prompts.state_dict())
     checkpoints.save_model(tmp_path, to_json(CONFIG), model.state_dict())
+    assert Generator.from_pretrained(tmp_path).control is None
+    wanted = controlled()
+    assert wanted.control is not None
+    controls.save(tmp_path, wanted.control)
     again = Generator.from_pretrained(tmp_path)
+    curve = torch.zeros(4)
+    heard = again.generate("cello", duration=0.2, loudness=curve)
+    torch.testing.assert_close(heard, wanted.generate("cello", duration=0.2, loudness=curve), rtol=0, atol=1e-2)
     assert torch.equal(again.generate("cello", duration=0.2), own.generate("cello", duration=0.2))
 
 
@@ -277,6 +331,17 @@ class TestCommandLine:
         assert self.run("rain", "-o", folder / "x.flac", "--duration", 0.25, "--negative", "cello").exit_code == 0
         assert load(folder / "x.flac")[0].shape == (1, 4000)
         assert self.run("rain", "cello", "-o", folder / "y.wav").exit_code == 2
+
+    def test_as_loud_as_a_recording(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("semanticodec.generation.Generator.from_pretrained", lambda *_, **__: controlled())
+        wave = 0.1 * torch.randn(1, 4800, generator=torch.Generator().manual_seed(0))
+        save(folder / "in.wav", wave, RATE)
+        assert self.run("rain", "-o", folder / "x.wav", "--loud-as", folder / "in.wav").exit_code == 0
+        curve = loudness_of(*load(folder / "in.wav"), controlled().latent.config)
+        wanted = controlled().generate("rain", duration=0.3, loudness=curve)[0]
+        torch.testing.assert_close(load(folder / "x.wav")[0], wanted.clamp(-1, 1), rtol=0, atol=1e-4)
+        like = ("--like", folder / "in.wav", "--loud-as", folder / "in.wav")
+        assert self.run(*like, "-o", folder / "y.wav").exit_code == 2
 
     def test_what_is_wrong_is_said(self, folder: Path) -> None:
         assert self.run("-o", folder).exit_code == 2

@@ -34,7 +34,9 @@ def generate(
     weights: Annotated[
         str | None, typer.Option(help="The system's file, or its folder.  [default: where it is looked for]")
     ] = None,
-    duration: Annotated[float, typer.Option(help="Seconds of each result.")] = 10.0,
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds of each result.  [default: 10, or those of the recording given]")
+    ] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Results per text, best first if the model has CLAP.")] = 1,
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Generate so many, and keep the n that CLAP likes best.")
@@ -43,6 +45,9 @@ def generate(
     transcription: Annotated[str | None, typer.Option(help="What is said, for speech models.")] = None,
     like: Annotated[
         str | None, typer.Option(help="A sound file to generate similar sounds to, instead of texts.")
+    ] = None,
+    loud_as: Annotated[
+        str | None, typer.Option(help="A sound file whose loudness is followed moment by moment (mini-gen).")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.  [default: the preset's]")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow.  [default: the preset's]")] = None,
@@ -55,12 +60,14 @@ def generate(
     """Generate sound from texts or labels, or sounds similar to one."""
     import torch
 
-    from .. import audio
+    from .. import audio, controls
     from ..diffusion import SamplerOptions
     from ..generation import Generator
 
     if bool(texts) == (like is not None):
         raise typer.BadParameter("give texts, or --like and a sound file")
+    if like is not None and loud_as is not None:
+        raise typer.BadParameter("--loud-as is for texts", param_hint="--loud-as")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     names = texts or [Path(str(like)).stem]
@@ -88,14 +95,20 @@ def generate(
                 progress=lambda share: bar.update(task, completed=share),
             )
         else:
+            curve = None
+            if loud_as is not None:
+                wave, rate = audio.load(loud_as)
+                curve = controls.loudness_of(wave, rate, generator.latent.config)
+                duration = wave.shape[-1] / rate if duration is None else duration
             waves = generator.generate(
                 names,
-                duration=duration,
+                duration=10.0 if duration is None else duration,
                 n=n,
                 candidates=candidates or (n if n > 1 and generator.ranks else None),
                 seed=seed,
                 negatives=negative,
                 transcriptions=() if transcription is None else [transcription] * len(names),
+                loudness=curve,
                 options=options,
                 progress=lambda share: bar.update(task, completed=share),
             ).flatten(0, 1)
