@@ -8,11 +8,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from semanticodec.bench.metrics import METRICS
 from semanticodec.bench.results import Results, read_results
+from semanticodec.config import DEFAULT_PRESET, PRESETS
 
 from .speed import PUBLISHED_CPU, STEPS
 
@@ -103,20 +105,21 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def parity() -> str:
-    """One row per component of the family: the largest error of each system, and what they are held to."""
-    components: dict[str, dict[str, dict[str, Any]]] = {}
+def parity(*, codec: bool = False) -> str:
+    """One row per component of the family, or of the codec: each system's largest error, and what they are held to."""
+    components: dict[str, list[dict[str, Any]]] = {}
     for row in rows_of("parity"):
-        if row["system"] == "semanticodec":
-            continue
-        # The same component with other settings or in pieces is one of the README's lines.
-        systems = components.setdefault(re.split(r",| S\d", row["component"])[0], {})
-        systems[row["system"]] = max(row, systems.get(row["system"], row), key=lambda each: float(each["error"]))
+        if row["system"].startswith("semanticodec") == codec:
+            # The same component with other settings or in pieces is one of the README's lines.
+            components.setdefault(re.split(r",| S\d", row["component"])[0], []).append(row)
     lines = []
-    for component, systems in components.items():
-        errors = "; ".join(f"{name}: {row['error']:.1e}" for name, row in systems.items())
-        bound = max(float(row["bound"]) for row in systems.values())
-        passed = all(row["error"] < row["bound"] or row["error"] == 0 for row in systems.values())
+    for component, rows in components.items():
+        worst: dict[str, float] = {}
+        for row in rows:
+            worst[row["system"]] = max(float(row["error"]), worst.get(row["system"], 0.0))
+        errors = "; ".join(f"{system}: {error:.1e}" for system, error in worst.items())
+        bound = max(float(row["bound"]) for row in rows)
+        passed = all(row["error"] < row["bound"] or row["error"] == 0 for row in rows)
         lines.append((component, errors, f"{bound:.0e}" if bound else "equal", "yes" if passed else "**no**"))
     return table(("component", "largest error", "tolerance", "pass"), lines)
 
@@ -146,6 +149,26 @@ def step() -> str:
     ]
     peak = f"share of SGEMM, {result['sgemm_gflops']:.1f} GFLOP/s"
     return table((f"{result['machine']['cpu']}, 1 thread", "GFLOP", "s", "GFLOP/s", peak), lines)
+
+
+def mini() -> str:
+    """Mini's rates, delay, speed and quality at a glance."""
+    results = read_results(RESULTS / "quality-fast.json")
+    speed = next(iter(json.loads((RESULTS / "ratios.json").read_text())["mini"].values()))
+    lines = []
+    for name, about in results.systems.items():
+        preset = PRESETS.get(name)
+        if preset is None:  # the fast setting has a table of its own
+            continue
+        factor = f"{speed['encode']['wall']:.3f} + {speed['default']['wall']:.3f}" if name == DEFAULT_PRESET else ""
+        quality = [cell(results, name, "stoi", "speech")]
+        quality += [cell(results, name, "mel_l1", kind) for kind in ("speech", "music", "sound")]
+        net = f"{float(preset.bitrate) / 1000:g}"
+        lines.append((name, str(preset.token_rate), net, f"{1000 * about['delay']:.0f} ms", factor, *quality))
+    heads = ("preset", "tokens/s", "net kbit/s", "delay", "real-time factor", "speech STOI", "log-mel L1: speech")
+    clips = len(results.clips)
+    commit = str(results.machine["commit"])[:7]
+    return f"{table((*heads, 'music', 'sound'), lines)}\n\nMeans over {clips} development clips; commit {commit}."
 
 
 def fast() -> str:
@@ -210,9 +233,11 @@ def ratios() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "mini": mini,
     "quality-dev": dev,
     "quality-published": published,
     "parity": parity,
+    "parity-codec": partial(parity, codec=True),
     "coverage": coverage,
     "family-audioldm2-full": step,
     "quality-fast": fast,
@@ -224,8 +249,10 @@ def filled(text: str) -> str:
     """Put every table in its place."""
 
     def put(match: re.Match[str]) -> str:
-        measured = (RESULTS / f"{match[1]}.json").is_file()
-        body = TABLES[match[1]]() if measured else "Not measured yet: `make bench-quality` and `make parity` do."
+        try:
+            body = TABLES[match[1]]()
+        except FileNotFoundError:
+            body = "Not measured yet: `make bench-quality`, `make bench-speed` and `make parity` do."
         return f"<!-- table {match[1]} -->\n\n{body}\n\n<!-- /table -->"
 
     return re.sub(r"<!-- table (\S+) -->.*?<!-- /table -->", put, text, flags=re.DOTALL)

@@ -129,11 +129,11 @@ class Goldens:
 
 
 def check(
-    request: pytest.FixtureRequest, errors: dict[str, float], bound: float = BOUND, part: tuple[str, str] | None = None
+    request: pytest.FixtureRequest, errors: dict[str, float], bound: float = BOUND, *, part: tuple[str, str]
 ) -> None:
     """Hold errors against the bound, and leave the largest to the parity report, as (system, component) ``part``."""
     worst = max(errors, key=lambda name: errors[name])
-    row = (*(part or _called(request)), worst, errors[worst], bound)
+    row = (*part, worst, errors[worst], bound)
     request.node.user_properties.append(("parity", row))
     assert errors[worst] < bound, errors
 
@@ -143,19 +143,14 @@ def check_equal(
     name: str,
     seen: np.ndarray,
     recorded: np.ndarray,
-    part: tuple[str, str] | None = None,
+    part: tuple[str, str],
 ) -> None:
     """Demand equal integers, and leave the share of different ones to the parity report."""
     assert seen.shape == recorded.shape
     different = float((seen != recorded).mean())
-    row = (*(part or _called(request)), f"{name} ({seen.size} integers)", different, 0.0)
+    row = (*part, f"{name} ({seen.size} integers)", different, 0.0)
     request.node.user_properties.append(("parity", row))
     assert different == 0
-
-
-def _called(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """Return what the report calls a test of the codec that says nothing else."""
-    return "semanticodec", request.node.nodeid.split("/")[-1].removeprefix("test_").replace(".py::test_", " ")
 
 
 @dataclass(frozen=True)
@@ -252,6 +247,7 @@ class Keeper:
             origin = {key: self.machine[key] for key in ("commit", "date")}
             rows = {_name(row): row for row in [*old, *(row | origin for row in new)]}
             text = {"machine": self.machine, "rows": [rows[key] for key in sorted(rows)]}
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(text, indent=1) + "\n")
 
 

@@ -113,7 +113,7 @@ class TestPublished:
             for hertz in ("3750", "7987.5", "20003.9"):
                 name = f"lowpass.{kind}_{hertz}"
                 recorded(golden, errors, arrays, name, lowpass(wave, 48_000, float(hertz), kind))
-        check(request, errors)
+        check(request, errors, part=("audiosr-basic", "low-pass"))
 
     @pytest.mark.parametrize("signal", ["full", "lp4k", "lp8k"])
     def test_preparation(self, golden: Goldens, request: pytest.FixtureRequest, signal: str) -> None:
@@ -123,14 +123,20 @@ class TestPublished:
         wave = (wave / (wave.abs().max() + 1e-8) * 0.5).float()[None]
         magnitude = stft_magnitude(wave, MEL_48K)[..., :1024]
         found = edge(magnitude, 0.985)
-        check_equal(request, "cutoff", np.array(found), arrays[f"{signal}.cutoff_bin"])
+        check_equal(
+            request,
+            "cutoff",
+            np.array(found),
+            arrays[f"{signal}.cutoff_bin"],
+            ("audiosr-basic", f"preparation, {signal}"),
+        )
         errors: dict[str, float] = {}
         recorded(golden, errors, arrays, f"{signal}.log_mel_spec", log_mel(wave, MEL_48K))
         for kind in FILTERS:
             low = lowpass(wave, 48_000, float(arrays[f"{signal}.cutoff_hz"]), kind)
             recorded(golden, errors, arrays, f"{signal}.{kind}.waveform_lowpass", low[None])
             recorded(golden, errors, arrays, f"{signal}.{kind}.lowpass_mel", log_mel(low, MEL_48K))
-        check(request, errors, MEL_BOUND)
+        check(request, errors, MEL_BOUND, part=("audiosr-basic", f"preparation, {signal}"))
 
     def test_mel_replacement(self, golden: Goldens, request: pytest.FixtureRequest) -> None:
         arrays = golden.arrays("audiosr_prepost")
@@ -139,12 +145,14 @@ class TestPublished:
         low[1, :, :171] += 6
         out = golden.normal("melrep:out", (2, 1, 64, 256), -4.0, 1.0)
         found = [edge(row.exp(), 0.985) for row in low]
-        check_equal(request, "mel cutoff", np.array(found), arrays["melrep.cutoff_bins"])
+        check_equal(
+            request, "mel cutoff", np.array(found), arrays["melrep.cutoff_bins"], ("audiosr-basic", "mel replacement")
+        )
         for row, kept, given in zip(out[:, 0], found, low, strict=True):
             row[:, :kept] = given[:, :kept]
         errors: dict[str, float] = {}
         recorded(golden, errors, arrays, "melrep.out", out)
-        check(request, errors)
+        check(request, errors, part=("audiosr-basic", "mel replacement"))
 
     @pytest.mark.parametrize(("signal", "gain"), [("lp4k", "1"), ("lp8k", "3"), ("lp8k", "0.2")])
     def test_join(self, golden: Goldens, request: pytest.FixtureRequest, signal: str, gain: str) -> None:
@@ -153,13 +161,19 @@ class TestPublished:
         out = float(gain) * golden.normal(f"post:out:{signal}", (122_880,), 0.0, 0.1)
         sums = [stft(wave).abs().sum(-1) for wave in (low, out)]
         at = edge(sums[0], 0.985)
-        check_equal(request, "cutoff", np.array(at), arrays[f"{name}.cutoff_bin"])
+        check_equal(
+            request,
+            "cutoff",
+            np.array(at),
+            arrays[f"{name}.cutoff_bin"],
+            ("audiosr-basic", f"joined bands, {signal} {gain}"),
+        )
         loudness = level(sums[0], sums[1], at)
         assert loudness == pytest.approx(float(np.clip(arrays[f"{name}.raw_ratio"], 0.8, 1.2)))
         errors: dict[str, float] = {}
         # The published code turns the low band down instead of the high one up.
         recorded(golden, errors, arrays, f"{name}.out", (joined(low, out, at, loudness) / loudness)[None, None])
-        check(request, errors)
+        check(request, errors, part=("audiosr-basic", f"joined bands, {signal} {gain}"))
 
 
 def test_spectra_fit_the_bins() -> None:

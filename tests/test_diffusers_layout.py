@@ -157,7 +157,7 @@ def test_one_pass_of_each_network_is_diffusers_own(
         "vocoder": (latent.wave(mel), components["vocoder"](mel)[:, : 160 * 24]),
     }
     errors = {name: float((ours - other).abs().max() / other.std()) for name, (ours, other) in pairs.items()}
-    check(request, errors, 5e-5, (f"{kind}, heads {heads}", "one pass beside diffusers"))
+    check(request, errors, 5e-5, part=(f"{kind}, heads {heads}", "one pass beside diffusers"))
 
 
 @pytest.mark.parametrize("kind", ["AudioLDM2Pipeline", "AudioLDMPipeline", "MusicLDMPipeline"])

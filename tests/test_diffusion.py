@@ -211,7 +211,7 @@ class TestPaths:
             errors[f"{run}.sigmas"] = float(
                 np.abs(noise_scales(path, eta)[::-1] - sigmas).max() / max(sigmas.max(), 1e-3)
             )
-        check(request, errors, 2e-6)
+        check(request, errors, 2e-6, part=("semanticodec", "DDIM tables"))
 
 
 def noise_scales(path: Path, eta: float) -> list[float]:
@@ -266,7 +266,7 @@ class TestParity:
             for i, x in enumerate(seen[1:]):
                 recorded = arrays[f"{run}.step{i}.x_prev.sample"]
                 errors[f"{run}.step{i}"] = float(np.abs(x.numpy() - recorded).max() / recorded.std())
-        check(request, errors, 5e-6)
+        check(request, errors, 5e-6, part=(f"semanticodec-{rate}", "DDIM, recorded estimates played back"))
 
 
 def network(x: Tensor, t: int) -> Tensor:

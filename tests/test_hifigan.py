@@ -107,4 +107,4 @@ def test_parity(goldens: Path, request: pytest.FixtureRequest) -> None:
     recorded = torch.from_numpy(arrays["wav_short"])
     assert short.shape == recorded.shape
     errors["wav_short"] = ((short - recorded).abs().max() / recorded.std()).item()
-    check(request, errors)
+    check(request, errors, part=("semanticodec", "vocoder"))

@@ -75,7 +75,11 @@ def stream(golden: Goldens, key: str) -> Callable[[int], Tensor]:
 
 def test_positions(golden: Goldens, request: pytest.FixtureRequest) -> None:
     recorded = golden.arrays("posenc")
-    check(request, {"pe_512x192": golden.error(recorded, "pe_512x192", interleaved_positions(512, 192), 8192)})
+    check(
+        request,
+        {"pe_512x192": golden.error(recorded, "pe_512x192", interleaved_positions(512, 192), 8192)},
+        part=("semanticodec", "positions"),
+    )
 
 
 def test_token_counts(golden: Goldens, request: pytest.FixtureRequest) -> None:
@@ -90,7 +94,13 @@ def test_token_counts(golden: Goldens, request: pytest.FixtureRequest) -> None:
             assert spans == [tuple(span) for span in recorded["decoder_windows"]]
             seen += [frames, published.window_count(samples), published.sample_count(frames, rate)]
             wanted += [recorded["tokens"], recorded["encoder_windows"], recorded["output_samples"]]
-        check_equal(request, f"token counts {rate}", np.array(seen), np.array(wanted))
+        check_equal(
+            request,
+            f"token counts {rate}",
+            np.array(seen),
+            np.array(wanted),
+            (f"semanticodec-{rate}", "token counts and windows"),
+        )
 
 
 def test_overlap_add(golden: Goldens, request: pytest.FixtureRequest) -> None:
@@ -102,7 +112,7 @@ def test_overlap_add(golden: Goldens, request: pytest.FixtureRequest) -> None:
         joined = published.cross_fade(windows)
         errors[name] = golden.error(recorded, name, joined, 8192)
         assert joined.dtype == torch.float32
-    check(request, errors)
+    check(request, errors, part=("semanticodec", "cross-fade of windows"))
 
 
 # --- latents
@@ -140,7 +150,7 @@ def test_ddim_trajectory(
         assert t == recorded[f"{key}.step{step}.t"]
         errors[f"step{step}.pred_x0"] = golden.error(recorded, f"{key}.step{step}.pred_x0", x0, 1024)
         errors[f"step{step}.x_prev"] = golden.error(recorded, f"{key}.step{step}.x_prev", x, 1024)
-    check(request, errors)
+    check(request, errors, part=(f"semanticodec-{rate}", f"DDIM, {setting}"))
 
 
 # --- waveforms
@@ -166,7 +176,7 @@ def test_decode(golden: Goldens, request: pytest.FixtureRequest, decoder: Semant
     if name == "B":
         seam = torch.from_numpy(recorded[f"{key}.wav_seam_151632_163872_step4"])
         errors["seam"] = float((wave[0, 0, 151632:163872:4] - seam).abs().max() / seam.std())
-    check(request, errors, WAVE_BOUND)
+    check(request, errors, WAVE_BOUND, part=(f"semanticodec-{rate}", f"codes to waveform, {name}"))
 
 
 @pytest.mark.slow
@@ -182,4 +192,5 @@ def test_decode_with_torch_generator(golden: Goldens, request: pytest.FixtureReq
         options(),
     )
     name = "decode:100:A_v4096_S4_cfg2_manual_seed_1234.wav"
-    check(request, {"wav": golden.error(golden.arrays("decode_100"), name, wave, 16384)}, WAVE_BOUND)
+    errors = {"wav": golden.error(golden.arrays("decode_100"), name, wave, 16384)}
+    check(request, errors, WAVE_BOUND, part=("semanticodec-100", "codes to waveform, torch's own noise"))

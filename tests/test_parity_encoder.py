@@ -60,7 +60,12 @@ def test_front_end(golden: Goldens, request: pytest.FixtureRequest, name: str) -
     recorded = golden.arrays("frontend")
     wave = published.mono(*golden.signal(name))
     rows = rearrange(published.fbank_windows(wave), "w r b -> 1 (w r) b")
-    check(request, {f"fbank_{name}": golden.error(recorded, f"fbank_{name}", rows, 8192)}, FBANK_BOUND)
+    check(
+        request,
+        {f"fbank_{name}": golden.error(recorded, f"fbank_{name}", rows, 8192)},
+        FBANK_BOUND,
+        part=("semanticodec", f"Kaldi filter bank, {name}"),
+    )
     assert published.token_count(len(wave), 100)[0] == recorded[f"fbank_{name}.target_token_len_rate100"]
 
 
@@ -75,7 +80,7 @@ def test_filter_bank_without_mean_removal(golden: Goldens, request: pytest.Fixtu
         "fbank_raw_noise_8000": float((raw - wanted).abs().max() / wanted.std()),
         "mel_banks_128x256": float((_kaldi_filters() - filters).abs().max() / filters.std()),
     }
-    check(request, errors, FBANK_BOUND)
+    check(request, errors, FBANK_BOUND, part=("semanticodec", "Kaldi filter bank, raw"))
 
 
 def test_resampler(golden: Goldens, request: pytest.FixtureRequest) -> None:
@@ -87,7 +92,7 @@ def test_resampler(golden: Goldens, request: pytest.FixtureRequest) -> None:
         "resample_S44_both_channels": golden.error(recorded, "resample_S44_both_channels", both, 8192),
         "resample_S44_left_first_2000": float((both[0, :2000] - wanted).abs().max() / wanted.std()),
     }
-    check(request, errors)
+    check(request, errors, part=("semanticodec", "resampler"))
 
 
 # --- AudioMAE
@@ -113,7 +118,7 @@ def test_audiomae(golden: Goldens, request: pytest.FixtureRequest, encoder: Sema
         pooled = stack(features, preset(f"semanticodec-{rate}-4096").stack)
         errors[f"pooled_{rate}"] = golden.error(recorded, f"{name}.pooled_{rate}", pooled, 8192)
     errors["pos_embed"] = golden.error(recorded, "pos_embed", mae.pos_embed, 8192)
-    check(request, errors)
+    check(request, errors, part=("semanticodec", f"AudioMAE, {name}"))
 
 
 # --- codes
@@ -138,9 +143,11 @@ def test_residual_encoder_and_quantiser(golden: Goldens, request: pytest.Fixture
         "vq_quantized": golden.error(recorded, "vq_quantized", table[vq], 4096),
         "token_features": golden.error(recorded, "token_features", torch.cat([acoustic, semantic], -1), 8192),
     }
-    check(request, errors)
-    check_equal(request, "indices", nearest(out, table, root=True).numpy(), recorded["indices"])
-    check_equal(request, "vq_indices", vq.numpy(), recorded["vq_indices"])
+    part = (f"semanticodec-{rate}", "residual encoder and codebooks")
+    check(request, errors, part=part)
+    part = (f"semanticodec-{rate}", "nearest entries")
+    check_equal(request, "indices", nearest(out, table, root=True).numpy(), recorded["indices"], part)
+    check_equal(request, "vq_indices", vq.numpy(), recorded["vq_indices"], part)
 
 
 def test_codes(
@@ -172,15 +179,17 @@ def test_codes(
         encoder.model.codebooks.semantic = tables[vocabulary]
         for record in (inputs, untrimmed, residuals):
             record.clear()
+        part = (f"semanticodec-{rate}", f"codes, {name}")
         tokens = published.encode(encoder, *golden.signal(signal))
-        check_equal(request, f"{name}.tokens", tokens.numpy(), recorded[f"{name}.tokens"])
+        check_equal(request, f"{name}.tokens", tokens.numpy(), recorded[f"{name}.tokens"], part)
         whole = rearrange(torch.cat(untrimmed), "w q f -> 1 (w f) q")
-        check_equal(request, f"{name}{suffix}", whole.numpy(), recorded[f"{name}{suffix}"])
+        check_equal(request, f"{name}{suffix}", whole.numpy(), recorded[f"{name}{suffix}"], part)
         sound = ~encoder._padding(torch.cat(inputs), untrimmed[0].shape[2])
         assert sound.sum(1).tolist() == recorded[f"{name}.cutoff_per_window"].tolist()
         if f"{name}.residual.shape" in recorded:
             flat = torch.cat(residuals).flatten(0, 1)
-            check(request, {f"{name}.residual": golden.error(recorded, f"{name}.residual", flat, 4096)})
+            errors = {f"{name}.residual": golden.error(recorded, f"{name}.residual", flat, 4096)}
+            check(request, errors, part=(f"semanticodec-{rate}", f"residual before quantising, {name}"))
     handle.remove()
     encoder.model.codebooks.semantic = tables["4096"]
 
@@ -195,4 +204,5 @@ def test_default_encode_gives_the_published_codes(
     # Ours are whole groups; the published count follows a formula that may end within one, or be one too long.
     assert abs(seen.shape[1] - recorded.shape[1]) < encoder.config.group
     common = min(seen.shape[1], recorded.shape[1])
-    check_equal(request, "B_v4096.tokens", seen[:, :common], recorded[:, :common])
+    part = (f"semanticodec-{encoder.config.token_rate}", "codes of the default encoder")
+    check_equal(request, "B_v4096.tokens", seen[:, :common], recorded[:, :common], part)

@@ -93,4 +93,4 @@ def test_steps_to_waveform(golden: Goldens, model: SuperResolution, request: pyt
     compare("postprocessed", published[:, None])
     published = published / published.abs().max() * 0.5
     compare("waveform", (published - published.mean())[:, None])
-    check(request, errors, BOUND, ("audiosr-basic", "low band to waveform"))
+    check(request, errors, BOUND, part=("audiosr-basic", "low band to waveform"))

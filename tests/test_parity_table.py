@@ -55,6 +55,10 @@ def test_tables_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for setting, error in (("S4_eta0", 2e-4), ("S4_eta1", 3e-4)):
         keeper.pytest_runtest_logreport(ended(("audiosr-basic", f"DDIM {setting}", "latent", error, 1e-3)))
     keeper.pytest_runtest_logreport(ended(("x", "vocoder", "wav", 2e-4, 1e-4)))
+    keeper.pytest_runtest_logreport(ended(("semanticodec-50", "U-Net", "t1", 2e-5, 1e-4)))
+    assert readme.parity(codec=True).splitlines()[2:] == [
+        "| U-Net | semanticodec: 1.0e-05; semanticodec-50: 2.0e-05 | 1e-04 | yes |"
+    ]
     assert readme.parity().splitlines()[2:] == [
         "| U-Net | audioldm-m-full: 3.0e-05; audioldm-s-full: 2.0e-05 | 1e-04 | yes |",
         "| DDIM | audiosr-basic: 3.0e-04 | 1e-03 | yes |",

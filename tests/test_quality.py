@@ -46,15 +46,13 @@ def test_a_column_of_fewer_clips_says_so():
 
 
 def test_tables_go_between_their_marks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.json").touch()
-    monkeypatch.setattr(readme, "TABLES", {"one": lambda: "| x |", "two": lambda: "| y |"})
+    (tmp_path / "two.md").write_text("| y |")
+    monkeypatch.setattr(readme, "TABLES", {"one": lambda: "| x |", "two": (tmp_path / "two.md").read_text})
     text = "a\n<!-- table one -->\nold\n<!-- /table -->\nb <!-- table two --><!-- /table -->"
     done = readme.filled(text)
     assert done == "a\n<!-- table one -->\n\n| x |\n\n<!-- /table -->\nb <!-- table two -->\n\n| y |\n\n<!-- /table -->"
     assert readme.filled(done) == done
-    (tmp_path / "two.json").unlink()
+    (tmp_path / "two.md").unlink()
     assert "Not measured yet" in readme.filled(done)
 
 

@@ -290,4 +290,4 @@ def test_parity(goldens: Path, request: pytest.FixtureRequest, rate: int) -> Non
         errors["t500"] = golden.error(arrays, "t500", unet(x, torch.tensor([500]), free), 8192)
     errors["t500_halfmask"] = golden.error(arrays, "t500_halfmask", unet(x, torch.tensor([500]), masked), 4096)
     errors |= inside
-    check(request, errors)
+    check(request, errors, part=(f"semanticodec-{rate}", "U-Net, every block"))
