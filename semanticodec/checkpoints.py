@@ -30,9 +30,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import PRESETS, CodecConfig, ScheduleConfig, config_from_json, preset
-from .diffusion import make_schedule
 from .errors import CheckpointError, ConfigError
 from .keymap import FILES, OFFICIAL_DECODER, OFFICIAL_ENCODER, Rule, apply_rules, native_rules
+from .schedule import make_schedule
 
 HUB = "haoheliu/SemantiCodec"
 FORMAT, VERSION = "semanticodec", "1"

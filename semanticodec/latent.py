@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import HiFiGANConfig, LatentConfig
-from .diffusion import INITIAL, Draw, Masked, Partial, SamplerOptions, from_eps, from_v, guided, make_schedule, sample
+from .diffusion import INITIAL, Draw, Masked, Partial, SamplerOptions, from_eps, from_v, guided, sample
 from .errors import ConfigError
 from .nn.controlnet import ControlNet
 from .nn.hifigan import HiFiGAN
 from .nn.unet import ContextCache, Residuals, UNet
 from .nn.vae import AutoencoderKL
 from .nn.vocos import Vocos
+from .schedule import make_schedule
 
 
 @dataclass(frozen=True)

@@ -24,22 +24,18 @@ from semanticodec.diffusion import (
     Draw,
     Masked,
     Partial,
-    Path,
     SamplerOptions,
-    Schedule,
     ddim,
     dpmpp_2m,
     from_eps,
     from_v,
     guided,
-    make_schedule,
     noise,
     plms,
-    power_path,
-    published_path,
     sample,
 )
 from semanticodec.errors import ConfigError
+from semanticodec.schedule import Path, Schedule, make_schedule, power_path, published_path
 
 SCHEDULE = make_schedule(ScheduleConfig())
 CRASHING = (3, 9, 27, 36, 37, *range(101, 112), *range(251, 334), *range(501, 1001))

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from semanticodec import family
 from semanticodec.config import HiFiGANConfig, LatentConfig, UNetConfig, VAEConfig
-from semanticodec.diffusion import make_schedule
 from semanticodec.errors import CheckpointError
 from semanticodec.family import LicenceWarning, expected, load_latent, locate, models_folder, present
 from semanticodec.latent import LatentDiffusion
+from semanticodec.schedule import make_schedule
 from semanticodec.systems import SYSTEMS, SystemConfig
 
 UNET = UNetConfig(base=8, mults=(1, 2), res_blocks=1, attention_levels=(1,), head_dim=8, groups=4)

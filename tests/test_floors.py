@@ -12,7 +12,7 @@ import semanticodec
 
 FLOORS = (
     ("errors", "values", "config", "wire", "tokens"),
-    ("audio", "bandlimit", "devices", "nn", "diffusion", "graphs", "offload", "ranking"),
+    ("audio", "bandlimit", "devices", "nn", "schedule", "diffusion", "graphs", "offload", "ranking"),
     ("latent", "checkpoints", "inverse", "keymap", "systems"),
     ("model", "windows", "conditioners", "family", "diffusers_layout"),
     ("codec", "controls", "generation", "superres", "editing"),
@@ -20,7 +20,7 @@ FLOORS = (
     ("bench", "cli", "demo"),
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
-STRANGERS = ({"nn", "diffusion"},)
+STRANGERS = ({"nn", "diffusion"}, {"nn", "schedule"})
 """Units of one floor that do not know each other."""
 
 HOMES = {

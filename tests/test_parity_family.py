@@ -21,23 +21,14 @@ from torch.nn import functional
 from semanticodec import latent as latent_module
 from semanticodec.audio import log_mel, slaney_filters
 from semanticodec.config import HiFiGANConfig, MelConfig, ScheduleConfig
-from semanticodec.diffusion import (
-    INITIAL,
-    RENEWAL,
-    Draw,
-    Masked,
-    Partial,
-    SamplerOptions,
-    from_v,
-    make_schedule,
-    published_path,
-)
+from semanticodec.diffusion import INITIAL, RENEWAL, Draw, Masked, Partial, SamplerOptions, from_v
 from semanticodec.diffusion import sample as real_sample
 from semanticodec.errors import ConfigError
 from semanticodec.latent import Conditioning, LatentDiffusion
 from semanticodec.nn.hifigan import HiFiGAN
 from semanticodec.nn.unet import UNet
 from semanticodec.nn.vae import AutoencoderKL
+from semanticodec.schedule import make_schedule, published_path
 from semanticodec.systems import MEL_48K, SYSTEMS
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("inference")]

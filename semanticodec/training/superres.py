@@ -17,9 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 from ..audio import log_mel
 from ..bandlimit import FILTERS, lowpass
 from ..config import LatentConfig
-from ..diffusion import from_v, make_schedule
+from ..diffusion import from_v
 from ..nn.unet import UNet
 from ..nn.vae import AutoencoderKL
+from ..schedule import make_schedule
 from ..superres import UNKNOWN, SuperResConfig
 from .data import Corpus, Crops
 from .diffusion import timesteps
