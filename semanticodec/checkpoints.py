@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .config import PRESETS, CodecConfig, ScheduleConfig, config_from_json, preset
 from .errors import CheckpointError, ConfigError
-from .keymap import FILES, OFFICIAL_DECODER, OFFICIAL_ENCODER, Rule, apply_rules, native_rules
+from .keymap import DROP, FILES, OFFICIAL_DECODER, OFFICIAL_ENCODER, Rule, apply_rules, native_rules
 from .schedule import make_schedule
 
 HUB = "haoheliu/SemantiCodec"
@@ -248,6 +248,20 @@ def convert(source: Source, target: Path, module: nn.Module, dtype: torch.dtype 
     if dtype is not None:
         found = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in found.items()}
     save(target, {source.config: found})
+
+
+def read_inverse(source: Source) -> dict[str, Tensor]:
+    """Return the encoder of the autoencoder that official weights hold beside its decoder, still on disk.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    rules = (
+        Rule(r"first_stage_model\.((?:encoder|quant_conv)\..+)", r"vae.\1", "VAE encoder: editing needs it"),
+        Rule(r".+", DROP, "everything else was loaded before"),
+    )
+    found, _ = apply_rules(rules, read_checkpoint(_official_file(source, "decoder.ckpt")), {"vae"})
+    return {name.removeprefix("vae."): tensor for name, tensor in found.items()}
 
 
 # --- matching -------------------------------------------------------------------------------------------------------

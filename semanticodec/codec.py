@@ -459,11 +459,9 @@ class SemantiCodec:
                 f"an editor changes one recording; codes [1, 2, frames] are needed, seen {len(codes)} rows"
             )
         if latent.vae.encoder is None:
-            if self._source is None or self._source.folder is None or self._source.layout != "native":
-                raise CheckpointError(
-                    f"only native weights come with an encoder of the autoencoder, not {self._source}"
-                )
-            inverse.attach(latent.vae, self._source.folder)
+            if self._source is None:
+                raise CheckpointError("a model put together by hand has no encoder of the autoencoder; load weights")
+            inverse.attach(latent.vae, self._source)
         return coded(self.model, codes)
 
     def checked_codes(self, codes: Tensor | np.ndarray, streams: Streams = "both") -> Tensor:

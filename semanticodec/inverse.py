@@ -1,14 +1,17 @@
-"""The autoencoder's encoder for a codec whose weights hold only its decoder: editing recordings needs both ways.
+"""The autoencoder's encoder, which a codec does without until a recording is edited.
 
-It was trained against that very decoder, standing still, and lies beside it in the native folder.
+Official weights hold it beside its decoder.  In a native folder it is a file of its own that names the decoder it
+belongs to: mini's was trained later, against that very decoder, standing still.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from . import checkpoints
 from .config import VAEConfig
@@ -20,41 +23,64 @@ FILE = "vae_encoder.safetensors"
 PARTS = ("encoder.", "quant_conv.")
 
 
-def save(folder: Path, vae: AutoencoderKL) -> None:
-    """Write the encoder of ``vae`` beside the weights it was trained for, in half precision.
+def save(folder: Path, config: VAEConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Write an encoder beside the decoder it belongs to.
+
+    Args:
+        folder: native, with the decoder.
+        config: of the autoencoder.
+        tensors: by the autoencoder's names; the decoder's own are left out.
 
     Raises:
         CheckpointError: the folder has no decoder.
     """
-    tensors = {name: value.half() for name, value in vae.state_dict().items() if name.startswith(PARTS)}
-    checkpoints.save_model(folder, _identity(folder, vae.config), tensors, FILE)
+    own = {name: value for name, value in tensors.items() if name.startswith(PARTS)}
+    checkpoints.save_model(folder, _identity(folder, config), own, FILE)
 
 
-def attach(vae: AutoencoderKL, folder: Path) -> None:
-    """Give an autoencoder that holds only its decoder the encoder that lies in ``folder``.
+def attach(vae: AutoencoderKL, source: checkpoints.Source) -> None:
+    """Give an autoencoder that holds only its decoder the encoder that belongs to it.
 
     Args:
         vae: of a codec that was loaded from there; keeps its device and dtype.
-        folder: the native folder.
+        source: of the codec's weights.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, or was trained for another decoder.
+        CheckpointError: there is no such file, it is damaged, or was made for another decoder.
     """
+    tensors = read(source)
+    whole = AutoencoderKL(vae.config)
+    state = {name: value for name, value in whole.state_dict().items() if name.startswith(PARTS)}
+    whole.load_state_dict(checkpoints.matched(tensors, [], state, str(source)), strict=False)
+    weight = vae.post_quant_conv.weight
+    whole.to(weight.device, weight.dtype, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    vae.encoder, vae.quant_conv = whole.encoder, whole.quant_conv
+
+
+def present(source: checkpoints.Source) -> bool:
+    """Tell whether weights come with an encoder."""
+    return source.layout == "official" or (source.folder is not None and (source.folder / FILE).is_file())
+
+
+def read(source: checkpoints.Source) -> dict[str, Tensor]:
+    """Return the encoder that belongs to a codec's weights, by the autoencoder's names.
+
+    Raises:
+        CheckpointError: as for :func:`attach`.
+    """
+    if source.layout == "official":
+        return checkpoints.read_inverse(source)
+    folder, config = source.folder, source.config.decoder.latent.vae
+    assert folder is not None
     if not (folder / FILE).is_file():
         raise CheckpointError(
             f"{folder / FILE} is missing: these weights only decode; make it with "
             "`python -m semanticodec.training inverse --weights FOLDER`"
         )
     identity, tensors = checkpoints.read_model(folder, FILE)
-    if identity != _identity(folder, vae.config):
+    if identity != _identity(folder, config):
         raise CheckpointError(f"{folder / FILE} was trained for another decoder than the one beside it; train it again")
-    whole = AutoencoderKL(vae.config)
-    state = {name: value for name, value in whole.state_dict().items() if name.startswith(PARTS)}
-    found = checkpoints.matched(tensors, [], state, str(folder / FILE))
-    whole.load_state_dict(found, strict=False)
-    weight = vae.post_quant_conv.weight
-    whole.to(weight.device, weight.dtype, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-    vae.encoder, vae.quant_conv = whole.encoder, whole.quant_conv
+    return tensors
 
 
 def _identity(folder: Path, config: VAEConfig) -> str:

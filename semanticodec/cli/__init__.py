@@ -200,7 +200,7 @@ def convert(
     """Turn published checkpoints into a folder of safetensors."""
     import torch
 
-    from .. import checkpoints
+    from .. import checkpoints, inverse
     from ..model import CodecModel
 
     with user_errors():
@@ -209,7 +209,11 @@ def convert(
         found = checkpoints.locate(source, preset)
         with torch.device("meta"):
             module = CodecModel(found.config, encoder=True, decoder=True)
-        checkpoints.convert(found, target, module, None if dtype is None else getattr(torch, dtype.value))
+        kept = None if dtype is None else getattr(torch, dtype.value)
+        checkpoints.convert(found, target, module, kept)
+        if inverse.present(found):
+            tensors = {name: tensor.to(kept or tensor.dtype) for name, tensor in inverse.read(found).items()}
+            inverse.save(target, found.config.decoder.latent.vae, tensors)
         typer.echo(f"{target}: weights of {found.config.name}")
 
 

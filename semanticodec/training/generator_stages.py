@@ -45,11 +45,10 @@ HINT_WIDTHS = (8, 16, 32)
 
 def _base(config: GeneratorConfig, codec: Codec) -> LatentDiffusion:
     """Return the core with the autoencoder and the vocoder of the codec that it grows out of."""
-    folder = checkpoints.locate(codec).folder
+    source = checkpoints.locate(codec)
     found = SemantiCodec.from_pretrained(codec, parts="decoder").model.latent
     assert found is not None
-    assert folder is not None
-    inverse.attach(found.vae, folder)
+    inverse.attach(found.vae, source)
     latent = LatentDiffusion(config.latent, vae_encoder=True)
     latent.vae.load_state_dict(found.vae.state_dict())
     latent.vocoder.load_state_dict(found.vocoder.state_dict())

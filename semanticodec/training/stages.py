@@ -238,7 +238,8 @@ def _inverse(session: Session) -> None:
     stage = InverseStage(session.corpus, latent.vae, latent.config.mel, config.decoder.columns * PATCH, options)
     train(stage, options, fabric)
     if fabric.is_global_zero:
-        inverse.save(session.weights, stage.vae)
+        halves = {name: value.half() for name, value in stage.vae.state_dict().items()}
+        inverse.save(session.weights, stage.vae.config, halves)
         log.info("wrote %s", session.weights / inverse.FILE)
 
 
