@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pickle
 import re
 import warnings
 import zipfile
@@ -443,6 +444,10 @@ def read_checkpoint(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        # PyTorch's own words advise to run whatever code is in the file.
+        told = f"{path} is not a readable checkpoint: it is damaged, or holds more than tensors, which may be code"
+        raise CheckpointError(told) from error
     except Exception as error:  # a foreign or damaged pickle can fail in any way, none of which is ours
         raise CheckpointError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
     if key is not None:

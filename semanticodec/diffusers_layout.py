@@ -8,8 +8,10 @@ is right, so the folder's own word is taken.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from .checkpoints import fill, matched
 from .config import HiFiGANConfig, LatentConfig, MelConfig, ScheduleConfig, UNetConfig, VAEConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, LicenceWarning
 from .keymap import DROP, Rule, apply_rules
 from .latent import LatentDiffusion
 
@@ -78,6 +80,13 @@ def _latent_config(place: Path) -> LatentConfig:
     )
 
 
+@functools.cache
+def remind(pipeline: str) -> None:
+    """Say once per process and kind of pipeline that its published weights may not be used commercially."""
+    told = f"the published weights of {pipeline} are not for commercial use; the folder's own card has the last word"
+    warnings.warn(told, LicenceWarning, stacklevel=4)
+
+
 def load_latent(
     folder: str | os.PathLike[str], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> LatentDiffusion:
@@ -95,6 +104,7 @@ def load_latent(
         CheckpointError: a file is missing or damaged, is of another kind, or does not fit its config.
     """
     place, config = Path(folder), latent_config(folder)
+    remind(str(_read_json(place / "model_index.json")["_class_name"]))
     with torch.device("meta"):
         latent = LatentDiffusion(config, vae_encoder=True)
     factor = _read_json(place / "vae" / "config.json").get("scaling_factor")

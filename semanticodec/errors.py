@@ -12,7 +12,7 @@ SemantiCodecError
     ├── CorruptedError               a checksum or a length does not hold
     └── VersionError                 written by a format version this package does not know
 
-Messages say what was seen, what was wanted and what to do.
+Messages say what was seen, what was wanted and what to do.  :class:`LicenceWarning` is the one warning of our own.
 """
 
 
@@ -66,3 +66,7 @@ class CorruptedError(WireError):
 
 class VersionError(WireError):
     """Bytes written by a format version this package does not know."""
+
+
+class LicenceWarning(UserWarning):
+    """Weights that may not be used commercially are being loaded."""

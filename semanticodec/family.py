@@ -1,7 +1,7 @@
 """The published systems on disk: where their files are looked for, and the networks that they fill.
 
 A system's file lies in the folder of its name inside :func:`models_folder`, or in the hub's cache, or where the caller
-says.  A folder in diffusers' layout serves as well (:mod:`semanticodec.diffusers_layout`).
+says.  Folders in diffusers' layout are read by :mod:`semanticodec.diffusers_layout`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .checkpoints import check_schedule, fill, matched, read_checkpoint
 from .conditioners.config import PROMPTS
 from .conditioners.keys import differing_copies, prompt_rules
 from .conditioners.prompts import PromptConditioner
-from .errors import CheckpointError
+from .errors import CheckpointError, LicenceWarning
 from .keymap import DROP, Rule, apply_rules, dotted_averages, inside, latent_rules
 from .latent import LatentDiffusion
 from .systems import SystemConfig
@@ -30,10 +30,6 @@ Which = Literal["reference", "average", "raw"]
 """Weights of the U-Net: those the published code samples with, their moving average, or the raw ones."""
 
 _PROMPTS = (Rule(r"(cond_stage_models?|clap)\..+", DROP, "conditioners: were not asked for"),)
-
-
-class LicenceWarning(UserWarning):
-    """Weights that may not be used commercially are being loaded."""
 
 
 def models_folder() -> Path:
@@ -160,8 +156,8 @@ def load_system(
         CheckpointError: the file is missing, damaged, or does not fit in every name and shape.
         ConfigError: the conditioners need a library that is not installed.
     """
-    path = locate(system, place)
     remind(system)
+    path = locate(system, place)
     with torch.device("meta"):
         model = SystemModel(system, prompts=prompts)
     rules = system_rules(system, which, prompts=prompts)
@@ -194,8 +190,5 @@ def load_latent(
 def remind(system: SystemConfig) -> None:
     """Say once per process and system that its weights may not be used commercially."""
     if not system.weights.commercial:
-        warnings.warn(
-            f"the weights of {system.name} are licensed {system.weights.licence}: not for commercial use",
-            LicenceWarning,
-            stacklevel=3,
-        )
+        told = f"the weights of {system.name} are licensed {system.weights.licence}: not for commercial use"
+        warnings.warn(told, LicenceWarning, stacklevel=3)

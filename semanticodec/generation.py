@@ -10,20 +10,21 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import checkpoints, controls
-from .audio import recording
+from . import checkpoints, controls, diffusers_layout
+from .audio import recording, resample
+from .conditioners.folders import load_prompts
 from .conditioners.labels import LabelConditioner
 from .conditioners.prompts import Policy, PromptConditioner, Prompts
 from .config import LatentConfig, UNetConfig, VAEConfig, VocosConfig
 from .devices import usable_device, usable_dtype
 from .diffusion import SamplerOptions, is_whole
-from .editing import Editor, always
+from .editing import OVERLAP, WINDOW, Editor, always
 from .errors import CheckpointError, ConfigError
 from .family import load_system
 from .latent import Conditioning, LatentDiffusion
@@ -140,8 +141,8 @@ class Generator:
         """Load a model that generates.
 
         Args:
-            name_or_folder: "mini-gen", a system that reads prompts ("audioldm2-full"), or a folder with
-                ``model.safetensors`` that our training has written.
+            name_or_folder: "mini-gen", a system that reads prompts ("audioldm2-full"), or a folder: one that our
+                training has written, or AudioLDM, AudioLDM 2 or MusicLDM as diffusers keeps them.
             weights: a system's file, or the folder that holds it; None looks where ``semanticodec models`` says.
             device: where to compute.
             dtype: of the weights, floating point; half precision is for GPUs.
@@ -157,8 +158,13 @@ class Generator:
         name = str(name_or_folder)
         prompts: Conditioner
         control: ControlNet | None = None
-        if name in SYSTEMS:
+        if diffusers_layout.is_folder(name):
+            latent = diffusers_layout.load_latent(name, device=home, dtype=dtype)
+            prompts, window, overlap = load_prompts(Path(name), device=home, dtype=dtype), WINDOW, OVERLAP
+        elif name in SYSTEMS:
             row = SYSTEMS[name]
+            if weights is not None and diffusers_layout.is_folder(weights):
+                raise ConfigError(f"{weights} is a folder of diffusers, which says what it is; name it as the model")
             if row.prompts is None:
                 raise ConfigError(f"{name} reads no prompts, it is for {row.task}; see `semanticodec models`")
             model = load_system(row, weights, device=home, dtype=dtype)
@@ -184,7 +190,7 @@ class Generator:
     @property
     def ranks(self) -> bool:
         """Whether the model can tell which of its results fit a text best."""
-        return isinstance(self.prompts, PromptConditioner)
+        return isinstance(self.prompts, PromptConditioner) and self.prompts.clap.hears
 
     def generate(
         self,
@@ -233,14 +239,12 @@ class Generator:
             against = against * count
         if against is not None and len(against) != count:
             raise ConfigError(f"seen {len(against)} negative prompts for {count} texts; give one for all or one each")
-        kept = n if candidates is None else candidates
+        kept = self._kept(n, candidates)
         if loudness is not None and (self.control is None or loudness.ndim != 1 or not len(loudness)):
             seen = f"a curve of shape {tuple(loudness.shape)} is given to {self.name}, which has " + (
                 "no ControlNet for loudness" if self.control is None else "one for curves of one dimension"
             )
             raise ConfigError(f"{seen}; leave it out, or take {MINI_GEN.name} and loudness_of(wave, rate, config)")
-        if candidates is not None and not self.ranks:
-            raise ConfigError(f"{self.name} has no CLAP to choose {n} of {kept} candidates with; leave candidates out")
 
         def told(rows: slice) -> tuple[Conditioning, Conditioning]:
             some = Prompts(prompts.texts[rows], prompts.transcriptions[rows])
@@ -248,13 +252,7 @@ class Generator:
             return self.prompts(some), self._absent(len(some.texts), policy, own)
 
         waves = self._generate(told, count, duration, n, kept, seed, options, progress, loudness)
-        if candidates is None:
-            return waves
-        assert isinstance(self.prompts, PromptConditioner)
-        with torch.inference_mode():
-            scores = self.prompts.rank(waves.transpose(0, 1).flatten(0, 1), self.sample_rate, prompts.texts).scores
-        best = scores.argsort(dim=1, descending=True, stable=True)[:, :n].cpu()
-        return torch.stack([row[order] for row, order in zip(waves, best, strict=True)])
+        return waves if candidates is None else self._best(waves, n, prompts.texts)
 
     def similar(
         self,
@@ -263,7 +261,9 @@ class Generator:
         *,
         duration: float | None = None,
         n: int = 1,
+        candidates: int | None = None,
         seed: int = 0,
+        negative: str | None = None,
         options: SamplerOptions | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Tensor:
@@ -274,7 +274,9 @@ class Generator:
             sample_rate: of ``wave`` in Hz.
             duration: as in :meth:`generate`; None takes the recording's.
             n: results.
+            candidates: how many to generate for the n that CLAP finds nearest to the recording, best first.
             seed: as in :meth:`generate`.
+            negative: what guidance steers away from.
             options: as in :meth:`generate`.
             progress: as in :meth:`generate`.
 
@@ -291,11 +293,15 @@ class Generator:
         heard = recording(wave)
         heard = heard.mean(0, keepdim=True) if heard.ndim > 1 else heard[None]
         seconds = heard.shape[1] / sample_rate if duration is None else duration
+        kept = self._kept(n, candidates)
 
         def told(rows: slice) -> tuple[Conditioning, Conditioning]:  # noqa: ARG001 - there is one row
-            return prompts.sound(heard, sample_rate), prompts.unconditional(1)
+            return prompts.sound(heard, sample_rate), self._absent(1, "zeros", None if negative is None else [negative])
 
-        return self._generate(told, 1, seconds, n, n, seed, options, progress)[0]
+        waves = self._generate(told, 1, seconds, n, kept, seed, options, progress)
+        if candidates is not None:
+            waves = self._best(waves, n, resample(heard, sample_rate, self.sample_rate))
+        return waves[0]
 
     def editor(self, text: str, *, transcription: str = "", negative: str | None = None) -> Editor:
         """Return the editor that generates what a prompt says where a recording is not kept.
@@ -315,7 +321,23 @@ class Generator:
             condition = always(self.prompts(prompts), self._absent(1, "zeros", negatives))
         return Editor(self.latent, condition, self.window, self.overlap)
 
+    def _kept(self, n: int, candidates: int | None) -> int:
+        """Return how many results of each to generate."""
+        if candidates is not None and not self.ranks:
+            raise ConfigError(f"{self.name} has no CLAP that hears, to choose {n} of {candidates}; ask for n alone")
+        return n if candidates is None else candidates
+
+    def _best(self, waves: Tensor, n: int, wanted: Sequence[str] | Tensor) -> Tensor:
+        """Return the n of ``[B, candidates, S]`` that are nearest to texts, or to sounds ``[B, S']``, best first."""
+        assert isinstance(self.prompts, PromptConditioner)
+        with torch.inference_mode():
+            scores = self.prompts.rank(waves.transpose(0, 1).flatten(0, 1), self.sample_rate, wanted).scores
+        best = scores.argsort(dim=1, descending=True, stable=True)[:, :n].cpu()
+        return torch.stack([row[order] for row, order in zip(waves, best, strict=True)])
+
     def _absent(self, count: int, policy: Policy, negatives: Sequence[str] | None) -> Conditioning:
+        if policy not in get_args(Policy):
+            raise ConfigError(f"the policy {policy!r} is unknown; choose one of {', '.join(get_args(Policy))}")
         if negatives is not None and getattr(self.prompts, "sequence", None) is not None:
             policy = "negative_prompt"  # the other one would ignore them
         return self.prompts.unconditional(count, policy, negatives)
@@ -383,8 +405,10 @@ def _chunks(items: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tu
 
 def _own(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[GeneratorModel, GeneratorConfig]:
     """Load a generator of our own."""
+    known = [MINI_GEN.name, *(name for name, row in SYSTEMS.items() if row.prompts is not None)]
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is neither a folder nor a model that generates: {', '.join(known)}")
     if not (folder / checkpoints.MODEL).is_file():
-        known = [MINI_GEN.name, *(name for name, row in SYSTEMS.items() if row.prompts is not None)]
         raise CheckpointError(
             f"{folder / checkpoints.MODEL} is missing; make it with `python -m semanticodec.training all --model "
             f"{MINI_GEN.name}`, or name another model: {', '.join(known)}"
@@ -405,8 +429,4 @@ def _offloaded(latent: LatentDiffusion, prompts: Conditioner, device: torch.devi
         turns.watch(
             prompts, *(name for name in ("forward", "unconditional", "sound", "rank") if hasattr(prompts, name))
         )
-    turns.watch(latent.unet, "forward", "project_contexts", "project_film")
-    turns.watch(latent.vae, "encode", "decode")
-    turns.watch(latent.vocoder, "forward")
-    # Whatever is computed outside of parts follows this buffer.
-    latent.scale = latent.scale.to(device)
+    latent.offload(turns)

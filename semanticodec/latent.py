@@ -20,6 +20,7 @@ from .nn.hifigan import HiFiGAN
 from .nn.unet import ContextCache, Residuals, UNet
 from .nn.vae import AutoencoderKL
 from .nn.vocos import Vocos
+from .offload import Offload
 from .schedule import make_schedule
 
 
@@ -165,6 +166,14 @@ class LatentDiffusion(nn.Module):
         hifigan = isinstance(config.vocoder, HiFiGANConfig)
         self.vocoder = HiFiGAN(config.vocoder, config.mel.bins) if hifigan else Vocos(config.vocoder, config.mel)  # type: ignore[arg-type]
         self.register_buffer("scale", torch.ones(()))
+
+    def offload(self, turns: Offload) -> None:
+        """Let the networks take turns on a device."""
+        turns.watch(self.unet, "forward", "project_contexts", "project_film")
+        turns.watch(self.vae, "encode", "decode")
+        turns.watch(self.vocoder, "forward")
+        # Whatever is computed outside of them follows this buffer.
+        self.scale = self.scale.to(turns.device)
 
     def predict(self, x: Tensor, t: Tensor, conditioning: _Prepared, known: Known | None = None) -> Tensor:
         """Run the U-Net once on ``x`` ``[B, C, T, F]`` at timesteps ``t`` ``[B]``."""

@@ -19,7 +19,7 @@ class Offload:
     """
 
     def __init__(self, device: torch.device, home: torch.device | str = "cpu") -> None:
-        self._device, self._home = device, torch.device(home)
+        self.device, self._home = device, torch.device(home)
         self._here: nn.Module | None = None
 
     def watch(self, part: nn.Module, *methods: str) -> None:
@@ -33,7 +33,7 @@ class Offload:
             if self._here is not part:
                 if self._here is not None:
                     self._here.to(self._home)
-                part.to(self._device)
+                part.to(self.device)
                 self._here = part
             return method(*arguments, **options)
 

@@ -28,6 +28,7 @@ from .diffusion import SamplerOptions, noise
 from .errors import AudioError, CheckpointError, ConfigError
 from .family import load_latent
 from .latent import Conditioning, LatentDiffusion
+from .offload import Offload
 from .systems import SYSTEMS, system
 from .values import from_json
 
@@ -110,6 +111,7 @@ class SuperResolution:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        offload: bool = False,
     ) -> SuperResolution:
         """Load a model of super-resolution.
 
@@ -117,13 +119,18 @@ class SuperResolution:
             name_or_folder: a preset ("mini-sr", "audiosr-basic", "audiosr-speech"), or a folder with
                 ``model.safetensors`` (ours) or ``pytorch_model.bin`` (AudioSR's).
             device: where to compute.
-            dtype: of the weights, floating point.
+            dtype: of the weights, floating point; half precision is for GPUs.
+            offload: keep everything in main memory but the part that is running.
 
         Raises:
             CheckpointError: weights are missing, damaged or of another architecture.
             ConfigError: there is no such device here, or nothing computes in the dtype.
         """
         device, dtype = usable_device(device), usable_dtype(dtype)
+        if offload:
+            own = cls.from_pretrained(name_or_folder, dtype=dtype)
+            own.latent.offload(Offload(device))
+            return own
         name = str(name_or_folder)
         if name in SUPERRES_PRESETS and name != MINI_SR.name:
             config = SUPERRES_PRESETS[name]

@@ -27,7 +27,12 @@ def test_every_preset_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert list(lines) == [*PRESETS, "mini-sr", "mini-gen", *SYSTEMS]
     assert "  yes   /" in lines["mini-100"]
     assert " 0.05 GB " in lines["mini-100"]
-    assert lines["semanticodec-100-4096"].endswith("  no    https://huggingface.co/haoheliu/SemantiCodec")
+    official = lines["semanticodec-100-4096"]
+    assert official.endswith("models--haoheliu--SemantiCodec (from https://huggingface.co/haoheliu/SemantiCodec)")
+    assert "  no    /" in official
+    assert " 2.39 GB " in official
+    assert " not stated; code MIT " in official
+    assert " 8.54 GB " in lines["semanticodec-25-32768"]
     for name, system in SYSTEMS.items():
         assert "  no  " in lines[name]
         assert system.weights.source in lines[name]

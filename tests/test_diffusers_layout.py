@@ -13,12 +13,15 @@ from golden import check
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from semanticodec import diffusers_layout
 from semanticodec.diffusers_layout import is_folder, latent_config, load_latent
-from semanticodec.errors import CheckpointError
+from semanticodec.errors import CheckpointError, LicenceWarning
 from semanticodec.latent import Conditioning
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.filterwarnings("ignore::semanticodec.errors.LicenceWarning")
 
 WIDTHS = (16, 32, 48)
 COMMON = {
@@ -101,6 +104,16 @@ def saved(folder: Path, components: dict[str, Any]) -> Path:
         components[name].save_pretrained(folder / name)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": components["pipeline"]}))
     return folder
+
+
+def test_its_licence_is_said_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    diffusers_layout.remind.cache_clear()
+    folder = saved(tmp_path, parts("MusicLDMPipeline"))
+    with pytest.warns(LicenceWarning, match=r"weights of MusicLDMPipeline are not for commercial use"):
+        load_latent(folder)
+    recwarn.clear()
+    load_latent(folder)
+    assert not recwarn.list
 
 
 def theirs(components: dict[str, Any], x: Tensor, t: Tensor, asked: Conditioning) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from semanticodec import family
 from semanticodec.config import HiFiGANConfig, LatentConfig, UNetConfig, VAEConfig
-from semanticodec.errors import CheckpointError
-from semanticodec.family import LicenceWarning, expected, load_latent, locate, models_folder, present
+from semanticodec.errors import CheckpointError, LicenceWarning
+from semanticodec.family import expected, load_latent, locate, models_folder, present
 from semanticodec.latent import LatentDiffusion
 from semanticodec.schedule import make_schedule
 from semanticodec.systems import SYSTEMS, SystemConfig
@@ -121,7 +121,7 @@ class TestLocate:
             locate(SYSTEMS["musicldm"], tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore::semanticodec.family.LicenceWarning")
+@pytest.mark.filterwarnings("ignore::semanticodec.errors.LicenceWarning")
 class TestLoad:
     @pytest.mark.parametrize(
         ("name", "which", "seed"),
@@ -180,7 +180,7 @@ class TestLoad:
         with pytest.raises(CheckpointError, match="plain dictionary of tensors"):
             load_latent(row, path)
         path.write_bytes(b"PK nothing")
-        with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        with pytest.raises(CheckpointError, match="not a readable checkpoint: it is damaged, or holds more"):
             load_latent(row, path)
 
     def test_reads_files_of_old_versions(self, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from semanticodec import checkpoints, controls
 from semanticodec.audio import load, save
 from semanticodec.bandlimit import stft
 from semanticodec.cli import app
+from semanticodec.cli.generate import _targets
 from semanticodec.conditioners.labels import LabelConditioner
 from semanticodec.conditioners.prompts import PromptConditioner, Prompts
 from semanticodec.config import ControlNetConfig
@@ -167,9 +169,17 @@ class TestWhatIsRefused:
             labelled().generate("rain", transcriptions="hello")
 
     def test_numbers(self) -> None:
-        for options in ({"n": 0}, {"n": 1.5}, {"seed": -1}, {"candidates": 3}, {"negatives": ["a", "b"]}):
+        for options in (
+            {"n": 0},
+            {"n": 1.5},
+            {"seed": -1},
+            {"candidates": 3},
+            {"negatives": ["a", "b"]},
+        ):
             with pytest.raises(ConfigError):
                 labelled().generate("rain", duration=0.1, **options)
+        with pytest.raises(ConfigError, match="policy 'none' is unknown"):
+            labelled().generate("rain", duration=0.1, policy="none")  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="at least one text"):
             labelled().generate([])
 
@@ -184,6 +194,10 @@ class TestWhatIsRefused:
     def test_weights_that_are_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="training all --model mini-gen"):
             Generator.from_pretrained(tmp_path)
+        with pytest.raises(
+            CheckpointError, match="foo is neither a folder nor a model that generates: mini-gen, audio"
+        ):
+            Generator.from_pretrained("foo")
 
 
 class TestPrompts:
@@ -218,6 +232,17 @@ class TestPrompts:
         best = own.generate("a dog barks", duration=0.5, n=2, candidates=4)[0]
         assert torch.equal(best, every[scores.argsort(descending=True)[:2]])
 
+    def test_clap_chooses_what_is_like_a_sound(self, tmp_path: Path) -> None:
+        own = prompted("film", tmp_path)
+        assert isinstance(own.prompts, PromptConditioner)
+        wave = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
+        every = own.similar(wave, RATE, n=4)
+        scores = own.prompts.rank(every, RATE, wave).scores[0]
+        best = own.similar(wave, RATE, n=2, candidates=4)
+        assert torch.equal(best, every[scores.argsort(descending=True)[:2]])
+        against = own.similar(wave, RATE, negative="rain falls")
+        assert not torch.allclose(against[0], every[0], atol=1e-4)
+
     def test_sound_for_a_text(self, tmp_path: Path) -> None:
         own = prompted("film", tmp_path)
         wave = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
@@ -250,6 +275,23 @@ def test_one_part_at_a_time_is_on_the_device() -> None:
     assert other.sent == ["cpu:0", "cpu"]
 
 
+@pytest.mark.gpu
+def test_half_precision_and_offload_on_a_gpu() -> None:
+    plain = labelled().generate("rain", duration=0.5)
+    for dtype, bound in ((torch.float32, 0.01), (torch.bfloat16, 0.5), (torch.float16, 0.3)):
+        own = copy.deepcopy(labelled())
+        own.latent.to("cuda", dtype)
+        assert isinstance(own.prompts, LabelConditioner)
+        own.prompts.to("cuda", dtype)
+        heard = own.generate("rain", duration=0.5)
+        assert ((heard - plain).std() / plain.std()).item() < bound
+    waiting = copy.deepcopy(labelled())
+    waiting.latent.offload(Offload(torch.device("cuda")))
+    heard = waiting.generate("rain", duration=0.5)
+    assert ((heard - plain).std() / plain.std()).item() < 0.01
+    assert next(waiting.latent.unet.parameters()).device.type == "cpu"
+
+
 def test_a_system_loads_with_its_conditioners_and_offloads_the_same_sound(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -269,6 +311,28 @@ def test_a_system_loads_with_its_conditioners_and_offloads_the_same_sound(
     wanted = plain.generate("rain falls", duration=0.2)
     offloaded = Generator.from_pretrained(row.name, weights="there", offload=True)
     assert torch.equal(offloaded.generate("rain falls", duration=0.2), wanted)
+
+
+@pytest.mark.filterwarnings("ignore::semanticodec.errors.LicenceWarning")
+@pytest.mark.parametrize(("kind", "hears"), [("AudioLDM2Pipeline", True), ("AudioLDMPipeline", False)])
+def test_a_folder_of_diffusers_is_loaded(
+    kind: str, hears: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, folders = pytest.importorskip("test_diffusers_layout"), pytest.importorskip("test_folders")
+    monkeypatch.setitem(layout.CONTEXTS, kind, {"cross_attention_dim": [[None, 16, 16]] * 3})
+    folder = layout.saved(tmp_path, layout.parts(kind, 4))
+    folders.pipeline(folder, hears=hears, sequence=kind == "AudioLDM2Pipeline")
+    own = Generator.from_pretrained(folder)
+    assert own.ranks == hears
+    options = SamplerOptions(steps=1)
+    one, other = (own.generate(text, duration=0.2, options=options) for text in ("bells ring", "a dog barks"))
+    assert one.shape == (1, 1, 3200)
+    assert not torch.allclose(one, other, atol=1e-4)
+    if not hears:
+        with pytest.raises(ConfigError, match="no CLAP that hears"):
+            own.generate("bells ring", candidates=2)
+    with pytest.raises(ConfigError, match="name it as the model"):
+        Generator.from_pretrained("audioldm2-full", weights=folder)
 
 
 def test_a_folder_of_ours_is_loaded(tmp_path: Path) -> None:
@@ -327,6 +391,24 @@ class TestCommandLine:
         assert again.exit_code == 1
         assert "--force" in again.output
 
+    def test_every_result_has_a_name_of_its_own(self, folder: Path) -> None:
+        texts = ("rain", " rain", "Rain ", "cello")
+        (folder / "a.b").mkdir()
+        assert self.run(*texts, "-o", folder / "a.b", "--duration", 0.1).exit_code == 0
+        assert self.run("rain", "-n", 2, "-o", folder / "take.1", "--duration", 0.1).exit_code == 0
+        assert sorted(path.name for path in (folder / "a.b").iterdir()) == [
+            "cello.wav",
+            "rain-2.wav",
+            "rain-3.wav",
+            "rain.wav",
+        ]
+        assert sorted(path.name for path in (folder / "take.1").iterdir()) == ["rain.1.wav", "rain.2.wav"]
+        names = [job.target.name for job in _targets(["a b", "a-b", "a b 2"], 1, str(folder)) if job.target]
+        assert names == ["a-b.wav", "a-b-2.wav", "a-b-2-2.wav"]
+
+    def test_seeds_end(self, folder: Path) -> None:
+        assert self.run("rain", "-n", 2, "--seed", 2**64 - 1, "-o", folder).exit_code == 2
+
     def test_one_file(self, folder: Path) -> None:
         assert self.run("rain", "-o", folder / "x.flac", "--duration", 0.25, "--negative", "cello").exit_code == 0
         assert load(folder / "x.flac")[0].shape == (1, 4000)
@@ -340,8 +422,8 @@ class TestCommandLine:
         curve = loudness_of(*load(folder / "in.wav"), controlled().latent.config)
         wanted = controlled().generate("rain", duration=0.3, loudness=curve)[0]
         torch.testing.assert_close(load(folder / "x.wav")[0], wanted.clamp(-1, 1), rtol=0, atol=1e-4)
-        like = ("--like", folder / "in.wav", "--loud-as", folder / "in.wav")
-        assert self.run(*like, "-o", folder / "y.wav").exit_code == 2
+        for more in (("--loud-as", folder / "in.wav"), ("--transcription", "hello")):
+            assert self.run("--like", folder / "in.wav", *more, "-o", folder / "y.wav").exit_code == 2
 
     def test_what_is_wrong_is_said(self, folder: Path) -> None:
         assert self.run("-o", folder).exit_code == 2

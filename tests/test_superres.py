@@ -63,6 +63,27 @@ def dull(samples: int, *, cutoff: float = 3000, seed: int = 0, channels: int = 1
     return lowpass(noise(channels, samples, seed=seed), RATE, cutoff, "ellip")
 
 
+def test_offload_changes_nothing(tmp_path: Path) -> None:
+    checkpoints.save_model(tmp_path, to_json(CONFIG), model().latent.state_dict())
+    waiting = SuperResolution.from_pretrained(tmp_path, offload=True)
+    wave = dull(4000)
+    assert torch.equal(waiting.upsample(wave, RATE), model().upsample(wave, RATE))
+
+
+@pytest.mark.gpu
+def test_half_precision_and_offload_on_a_gpu(tmp_path: Path) -> None:
+    checkpoints.save_model(tmp_path, to_json(CONFIG), model().latent.state_dict())
+    wave = dull(20_000)
+    plain = model().upsample(wave, RATE)
+    for dtype, offload, bound in (
+        (torch.float32, True, 0.01),
+        (torch.bfloat16, False, 0.5),
+        (torch.float16, True, 0.3),
+    ):
+        own = SuperResolution.from_pretrained(tmp_path, device="cuda", dtype=dtype, offload=offload)
+        assert ((own.upsample(wave, RATE) - plain).std() / plain.std()).item() < bound
+
+
 def upsampled(wave: Tensor, rate: int = RATE, **options: Any) -> Tensor:
     return model().upsample(wave, rate, **options)
 

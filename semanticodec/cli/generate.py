@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from .jobs import Job, Precision, user_errors
+from .jobs import FORMATS, Job, Precision, user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +39,7 @@ def generate(
     duration: Annotated[
         float | None, typer.Option(help="Seconds of each result.  [default: 10, or those of the recording given]")
     ] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Results per text, best first if the model has CLAP.")] = 1,
+    n: Annotated[int, typer.Option("-n", min=1, help="Results per text, best first if the model's CLAP hears.")] = 1,
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Generate so many, and keep the n that CLAP likes best.")
     ] = None,
@@ -66,8 +68,12 @@ def generate(
 
     if bool(texts) == (like is not None):
         raise typer.BadParameter("give texts, or --like and a sound file")
-    if like is not None and loud_as is not None:
-        raise typer.BadParameter("--loud-as is for texts", param_hint="--loud-as")
+    for name, value in (("--loud-as", loud_as), ("--transcription", transcription)):
+        if like is not None and value is not None:
+            raise typer.BadParameter("is for texts; leave it out beside --like", param_hint=name)
+    last = seed + max(n, candidates or 0) - 1
+    if last >= 2**64:
+        raise typer.BadParameter(f"the last candidate's would be {last}, over 2**64 - 1", param_hint="--seed")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     names = texts or [Path(str(like)).stem]
@@ -83,6 +89,7 @@ def generate(
         )
         bar.update(task, description="generating")
         options = SamplerOptions(steps=steps, guidance=guidance)
+        ranked = candidates or (n if n > 1 and generator.ranks else None)
         if like is not None:
             wave, rate = audio.load(like)
             waves = generator.similar(
@@ -90,7 +97,9 @@ def generate(
                 rate,
                 duration=duration,
                 n=n,
+                candidates=ranked,
                 seed=seed,
+                negative=negative,
                 options=options,
                 progress=lambda share: bar.update(task, completed=share),
             )
@@ -104,7 +113,7 @@ def generate(
                 names,
                 duration=10.0 if duration is None else duration,
                 n=n,
-                candidates=candidates or (n if n > 1 and generator.ranks else None),
+                candidates=ranked,
                 seed=seed,
                 negatives=negative,
                 transcriptions=() if transcription is None else [transcription] * len(names),
@@ -128,15 +137,19 @@ def _write(jobs: list[Job], waves: Tensor, generator: Generator) -> None:
 def _targets(names: list[str], n: int, out: str) -> list[Job]:
     """Return where each result goes: text by text, the n of each one after the other."""
     count = len(names) * n
-    if out == "-" or Path(out).suffix:
+    into = Path(out).is_dir() or out.endswith(os.sep)
+    if out == "-" or (not into and Path(out).suffix.lower() in FORMATS):
         if count > 1:
             raise typer.BadParameter(f"{count} results need a folder", param_hint="--out")
         return [Job(None, None if out == "-" else Path(out))]
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     jobs = []
     for name in names:
-        stem = re.sub(r"\W+", "-", name.lower()).strip("-")[:LONGEST_NAME] or "sound"
-        taken[stem] = taken.get(stem, 0) + 1
-        stem += f"-{taken[stem]}" if taken[stem] > 1 else ""
+        base = stem = re.sub(r"\W+", "-", name.lower()).strip("-")[:LONGEST_NAME] or "sound"
+        for number in itertools.count(2):
+            if stem not in taken:
+                break
+            stem = f"{base}-{number}"
+        taken.add(stem)
         jobs += [Job(None, Path(out) / f"{stem}{f'.{k + 1}' if n > 1 else ''}.wav") for k in range(n)]
     return jobs

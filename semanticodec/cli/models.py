@@ -8,13 +8,16 @@ from typing import NamedTuple
 
 import typer
 
+OFFICIAL = {100: 2.38, 50: 4.13, 25: 8.14}
+"""10**9 bytes of the official codec's two checkpoints, by token rate."""
+
 
 class Row(NamedTuple):
-    """One line of the table; sizes in 10**9 bytes, None where nobody says."""
+    """One line of the table; sizes in 10**9 bytes."""
 
     name: str
     task: str
-    gigabytes: float | None
+    gigabytes: float
     licence: str
     place: str
     present: bool
@@ -29,12 +32,13 @@ def models() -> None:
 
 
 def _cells(row: Row) -> list[str]:
-    size = "?" if row.gigabytes is None else f"{row.gigabytes:.2f} GB"
-    return [row.name, row.task, size, row.licence, "yes" if row.present else "no", row.place]
+    return [row.name, row.task, f"{row.gigabytes:.2f} GB", row.licence, "yes" if row.present else "no", row.place]
 
 
 def rows() -> Iterator[Row]:
     """Yield the presets of the codec, our other small models, and the systems of the family."""
+    import huggingface_hub
+
     from ..checkpoints import HUB, MODEL, WEIGHTS
     from ..config import PRESETS
     from ..family import expected, present
@@ -49,11 +53,15 @@ def rows() -> Iterator[Row]:
         else:
             folder = f"semanticodec_tokenrate_{config.token_rate}"
             here = _cached(HUB, f"{folder}/encoder.ckpt") and _cached(HUB, f"{folder}/decoder.ckpt")
-            yield Row(config.name, "codec", None, "MIT", f"https://huggingface.co/{HUB}", here)
+            table = 4e-9 * config.encoder.semantic_size * config.feature_dim
+            place = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{HUB.replace('/', '--')}"
+            source = "" if here else f" (from https://huggingface.co/{HUB})"
+            size = OFFICIAL[config.token_rate] + table
+            yield Row(config.name, "codec", size, "not stated; code MIT", f"{place}{source}", here)
     for name, task in ((MINI_SR.name, "super-resolution"), (MINI_GEN.name, "label to sound")):
         own = WEIGHTS / name
         here = (own / MODEL).is_file()
-        yield Row(name, task, _size(own) if here else None, "MIT (data: its README)", str(own), here)
+        yield Row(name, task, _size(own), "MIT (data: its README)", str(own), here)
     for system in SYSTEMS.values():
         weights, found = system.weights, present(system)
         place = expected(system) if found is None else found

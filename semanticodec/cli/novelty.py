@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..config import DEFAULT_PRESET
+from ..errors import ConfigError
 from .jobs import FORMATS, Job, Work, find, user_errors
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ def novelty(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("novelty.html"),
     clap: Annotated[
         str | None,
-        typer.Option(help="A folder of transformers with CLAP to compare by.  [default: features of mini's AudioMAE]"),
+        typer.Option(
+            help="CLAP to compare by: a system that has one (musicldm), or a folder of transformers.  "
+            "[default: features of mini's AudioMAE]"
+        ),
     ] = None,
     pairs: Annotated[int, typer.Option(min=0, help="Nearest pairs that can be heard in the page.")] = 20,
     cache: Annotated[
@@ -63,8 +67,15 @@ def _mini(device: str) -> Embedder:
     return mae_embedder(SemantiCodec.from_pretrained(DEFAULT_PRESET, device=device, parts="encoder"))
 
 
-def _clap(folder: str, device: str) -> Embedder:
+def _clap(name: str, device: str) -> Embedder:
     from ..conditioners.folders import load_clap
+    from ..family import load_system
     from ..novelty import clap_embedder
+    from ..systems import SYSTEMS
 
-    return clap_embedder(load_clap(folder, device=device), folder)
+    if name in SYSTEMS:
+        prompts = load_system(SYSTEMS[name], device=device).prompts
+        if prompts is None:
+            raise ConfigError(f"{name} has no CLAP; name one that reads prompts, see `semanticodec models`")
+        return clap_embedder(prompts.clap, name)
+    return clap_embedder(load_clap(name, device=device), name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .jobs import FORMATS, Job, Work, plan, user_errors
+from .jobs import FORMATS, Job, Precision, Work, plan, user_errors
 
 if TYPE_CHECKING:
     from ..diffusion import SamplerOptions
@@ -23,8 +23,11 @@ def upsample(
         float | None, typer.Option(help="Hz from which on to generate.  [default: where the recording's band ends]")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.  [default: the preset's]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely to follow.  [default: the preset's]")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the noise.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")] = "auto",
+    dtype: Annotated[Precision, typer.Option(help="Of the weights; half precision is for GPUs.")] = Precision.float32,
+    offload: Annotated[bool, typer.Option(help="Have only the running part on the device, for small GPUs.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")] = False,
 ) -> None:
     """Raise recordings to the model's sample rate and generate the upper band that they lack."""
@@ -37,8 +40,8 @@ def upsample(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     with user_errors(), Work("upsampling") as work:
         jobs = plan(inputs, out, tuple(FORMATS), ".wav")
-        restorer = SuperResolution.from_pretrained(model, device=device)
-        options = SamplerOptions(steps=steps)
+        restorer = SuperResolution.from_pretrained(model, device=device, dtype=getattr(torch, dtype), offload=offload)
+        options = SamplerOptions(steps=steps, guidance=guidance)
         for (job,) in work.batches(jobs, 1):
             with work.guard(job):
                 job.check_target(force)

@@ -126,19 +126,20 @@ class PromptConditioner(nn.Module):
         film = self.clap.unconditional(batch) if self.config.film else None
         return self._conditioning(film, written, states)
 
-    def rank(self, waves: Tensor, sample_rate: int, texts: Sequence[str]) -> Ranking:
-        """Tell which candidates fit their texts best.
+    def rank(self, waves: Tensor, sample_rate: int, wanted: Sequence[str] | Tensor) -> Ranking:
+        """Tell which candidates are nearest to what was asked for.
 
         Args:
             waves: ``[n * B, S]``; candidate j of text i stands at ``i + j * B``.
             sample_rate: in Hz.
-            texts: the B descriptions.
+            wanted: the B descriptions, or B sounds ``[B, S']`` at the same rate.
 
         Raises:
             AudioError: the sounds cannot be used.
             ConfigError: their number is no multiple of the texts'.
         """
-        return rank(self.clap.audio(waves, sample_rate), self.clap.text(texts))
+        asked = self.clap.audio(wanted, sample_rate) if isinstance(wanted, Tensor) else self.clap.text(wanted)
+        return rank(self.clap.audio(waves, sample_rate), asked)
 
     def _write(self, sequence: SequenceGenerator, vector: Tensor, second: Context) -> Context:
         ones = torch.ones(len(vector), 1, dtype=sequence.start.dtype, device=sequence.start.device)
