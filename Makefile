@@ -15,7 +15,7 @@ demo: $(STAMP)  ## encode and decode a shipped recording; results in demo_out/
 test: $(STAMP)  ## run the tests in two processes (ARGS="-k wire" and the like are passed on)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-parity: $(STAMP)  ## compare with recordings of the published code: tables here, in benchmarks/results and the README (an hour, 10 GB)
+parity: $(STAMP)  ## compare with recordings of the published code: tables here, in benchmarks/results and the README (half an hour, 10 GB)
 	$(BIN)/python -m pytest -p no:xdist -m parity --timeout 3600 --keep=benchmarks/results $(ARGS)
 	$(BIN)/python -m benchmarks.readme
 

@@ -13,6 +13,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
+CODE = (".", ":!benchmarks/results", ":!README.md")
+"""What figures depend on: not on earlier figures, nor on the tables of them."""
+
 
 def machine() -> dict[str, str | int | bool]:
     """Say where and from what this runs; the commit is "unknown" outside a checkout."""
@@ -30,7 +33,7 @@ def machine() -> dict[str, str | int | bool]:
         "torch": torch.__version__,
         "semanticodec": importlib.metadata.version("semanticodec"),
         "commit": (checkout and git("rev-parse", "--verify", "HEAD")) or "unknown",
-        "modified": checkout and bool(git("status", "--porcelain", "--untracked-files=no")),
+        "modified": checkout and bool(git("status", "--porcelain", "--untracked-files=no", "--", *CODE)),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
