@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .config import HiFiGANConfig, LatentConfig, MelConfig, ScheduleConfig, UNetConfig, VAEConfig
+from .diffusion import SamplerOptions
 from .errors import ConfigError
 
 Task = Literal["text to sound", "text to music", "text to speech", "super-resolution"]
@@ -76,6 +77,12 @@ class SystemConfig:
     def sample_rate(self) -> int:
         """In Hz."""
         return self.latent.mel.sample_rate
+
+    @property
+    def published(self) -> SamplerOptions:
+        """The dials of the published code."""
+        guidance = self.latent.guidance
+        return SamplerOptions("ddim", self.published_steps, guidance, eta=1.0, path="published")
 
 
 def _latent(unet: UNetConfig, guidance: float) -> LatentConfig:

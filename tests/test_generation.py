@@ -406,6 +406,22 @@ class TestCommandLine:
         names = [job.target.name for job in _targets(["a b", "a-b", "a b 2"], 1, str(folder)) if job.target]
         assert names == ["a-b.wav", "a-b-2.wav", "a-b-2-2.wav"]
 
+    def test_published_settings(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: dict[str, Any] = {}
+
+        def generate(*_: Any, **options: Any) -> Tensor:
+            asked.update(options)
+            return torch.zeros(1, 1, 1600)
+
+        monkeypatch.setattr(Generator, "generate", generate)
+        monkeypatch.setattr(Generator, "ranks", True)
+        result = self.run("rain", "--model", "musicldm", "--published", "--policy", "negative_prompt", "-o", folder)
+        assert result.exit_code == 0, result.output
+        assert asked["options"] == SamplerOptions("ddim", 200, 2.0, 1.0, "published")
+        assert (asked["candidates"], asked["n"], asked["policy"]) == (5, 1, "negative_prompt")
+        assert self.run("rain", "--published", "-o", folder).exit_code == 2
+        assert self.run("rain", "--published", "--steps", 3, "--model", "musicldm", "-o", folder).exit_code == 2
+
     def test_seeds_end(self, folder: Path) -> None:
         assert self.run("rain", "-n", 2, "--seed", 2**64 - 1, "-o", folder).exit_code == 2
 

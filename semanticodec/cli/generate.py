@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from ..generation import Generator
 
 LONGEST_NAME = 60
+
+
+class Unprompted(StrEnum):
+    """What guidance steers away from where nothing else is said."""
+
+    zeros = "zeros"
+    negative_prompt = "negative_prompt"
 
 
 def generate(
@@ -53,6 +61,12 @@ def generate(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.  [default: the preset's]")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow.  [default: the preset's]")] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="A system's own settings: DDIM, its steps, guidance and candidates.")
+    ] = False,
+    policy: Annotated[Unprompted, typer.Option(help="What stands for no text, where the published codes differ.")] = (
+        Unprompted.zeros
+    ),
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the first candidate; the others count on.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")] = "auto",
     dtype: Annotated[Precision, typer.Option(help="Of the weights; half precision is for GPUs.")] = Precision.float32,
@@ -65,6 +79,7 @@ def generate(
     from .. import audio, controls
     from ..diffusion import SamplerOptions
     from ..generation import Generator
+    from ..systems import SYSTEMS
 
     if bool(texts) == (like is not None):
         raise typer.BadParameter("give texts, or --like and a sound file")
@@ -74,6 +89,8 @@ def generate(
     last = seed + max(n, candidates or 0) - 1
     if last >= 2**64:
         raise typer.BadParameter(f"the last candidate's would be {last}, over 2**64 - 1", param_hint="--seed")
+    if published and (model not in SYSTEMS or steps is not None or guidance is not None):
+        raise typer.BadParameter("is for systems, without --steps and --guidance", param_hint="--published")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     names = texts or [Path(str(like)).stem]
@@ -88,8 +105,9 @@ def generate(
             model, weights=weights, device=device, dtype=getattr(torch, dtype), offload=offload
         )
         bar.update(task, description="generating")
-        options = SamplerOptions(steps=steps, guidance=guidance)
-        ranked = candidates or (n if n > 1 and generator.ranks else None)
+        options = SYSTEMS[model].published if published else SamplerOptions(steps=steps, guidance=guidance)
+        usual = max(n, SYSTEMS[model].candidates) if published else n
+        ranked = candidates or (usual if usual > 1 and generator.ranks else None)
         if like is not None:
             wave, rate = audio.load(like)
             waves = generator.similar(
@@ -118,6 +136,7 @@ def generate(
                 negatives=negative,
                 transcriptions=() if transcription is None else [transcription] * len(names),
                 loudness=curve,
+                policy=policy.value,
                 options=options,
                 progress=lambda share: bar.update(task, completed=share),
             ).flatten(0, 1)
