@@ -152,8 +152,8 @@ def test_a_manifest_carries_every_field_through(clips: Path, packed: bool):
     assert json.loads(first.metadata or "") == {"duration": 0.5, "speaker": 7}
     assert (second.id, second.start, second.duration) == ("mine", 0.25, 0.25)
     assert [item.kind for item in bad] == ["bad", "bad"]
-    assert "line 3" in bad[0].extra
-    assert "line 4" in bad[1].extra
+    assert "entry 3" in bad[0].extra
+    assert "entry 4" in bad[1].extra
 
 
 def test_archives_tables_and_cuts_hold_the_same_sound(clips: Path, tokeniser: Tokeniser):

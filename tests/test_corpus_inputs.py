@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import soundfile
 
 from semanticodec.config import preset
-from semanticodec.corpus import CorpusOptions, cuts, inputs, reading
+from semanticodec.corpus import CorpusOptions, inputs, reading
 from semanticodec.corpus.plan import Plan
 from semanticodec.corpus.records import Item, ItemDone, ItemFailed, failure_of
 from semanticodec.errors import ConfigError
@@ -252,26 +253,137 @@ def test_remote_folders_that_cannot_be_read_are_listed(tmp_path: Path, monkeypat
     assert "Permission denied" in found[-1].extra
 
 
-def cut_of_a_command(command: str) -> Item:
-    sources = [{"type": "command", "channels": [0], "source": command}]
+def cut(sources: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     recording = {"id": "r", "sources": sources, "sampling_rate": RATE, "num_samples": RATE, "duration": 1.0}
-    cut = {"type": "MonoCut", "id": "c", "start": 0.25, "duration": 0.5, "channel": 0, "supervisions": []}
-    return Item("c", "cut", "cuts.jsonl", extra=json.dumps({**cut, "recording": recording}))
+    plain = {"type": "MonoCut", "id": "c", "start": 0.25, "duration": 0.5, "channel": 0, "supervisions": []}
+    return plain | {"recording": recording | more}
 
 
-def test_a_command_of_a_cut_is_run_and_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_commands_in_cuts_are_not_run(tmp_path: Path):
+    source = [{"type": "command", "channels": [0], "source": f"touch {tmp_path / 'harm'}; cat x"}]
+    mixed = {"type": "MixedCut", "id": "m", "tracks": [{"type": "Track", "cut": cut(source), "offset": 0.0}]}
+    (tmp_path / "cuts.jsonl").write_text("\n".join(map(json.dumps, (cut(source), mixed))))
+    for item in listed(tmp_path, tmp_path / "cuts.jsonl"):
+        result = outcome(item)
+        assert isinstance(result, ItemFailed)
+        assert "commands are not run" in result.reason
+    assert not (tmp_path / "harm").exists()
+
+
+def test_lists_of_cuts_and_paths_beside_their_manifest(tmp_path: Path):
     pytest.importorskip("lhotse")
+    yaml = pytest.importorskip("yaml")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.wav").write_bytes(sound())
+    source = [{"type": "file", "channels": [0], "source": "a.wav"}]
+    slow = cut(source, transforms=[{"name": "Volume", "kwargs": {"factor": 0.5}}])
+    cuts = [cut(source), slow]
+    (tmp_path / "deep" / "cuts.json").write_text(json.dumps(cuts, indent=2))
+    (tmp_path / "deep" / "lines.json").write_text("\n".join(map(json.dumps, cuts)))
+    (tmp_path / "deep" / "cuts.yaml").write_text(yaml.safe_dump(cuts))
+    (tmp_path / "deep" / "odd.yml").write_text("a: b")
+    for name in ("cuts.json", "lines.json", "cuts.yaml"):
+        found = listed(tmp_path, tmp_path / "deep" / name)
+        assert [item.kind for item in found] == ["file", "cut"], name
+        assert all(isinstance(outcome(item), ItemDone) for item in found)
+        assert json.loads(found[0].metadata or "") == {"recording_id": "r"}
+    (bad,) = listed(tmp_path, tmp_path / "deep" / "odd.yml")
+    assert "holds a dict" in bad.extra
+
+
+def test_a_server_that_fails_once_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reading, "PAUSES", (0.0, 0.0))
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/flaky/a.wav", sound())
+    opened = type(memory).open
+    failures: list[OSError] = [TimeoutError("no answer"), ConnectionResetError(104, "reset")]
+
+    def flaky(self: Any, *given: Any, **how: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return opened(self, *given, **how)
+
+    monkeypatch.setattr(type(memory), "open", flaky)
+    item = Item("a", "file", "memory://flaky/a.wav")
+    assert isinstance(outcome(item), ItemDone)
+    failures += [TimeoutError("no answer")] * 3
+    assert isinstance(outcome(item), ItemFailed)
+    assert not failures
+    failures += [PermissionError(13, "closed"), PermissionError(13, "closed")]
+    assert isinstance(outcome(item), ItemFailed)
+    assert len(failures) == 1
+
+
+def test_metadata_is_strict_json_and_unicode(tmp_path: Path):
+    line = r'{"path": "a.wav", "note": "half \ud800 pair", "snr": NaN, "deep": [{"x": -Infinity, "\udfff": 1}]}'
+    (tmp_path / "m.jsonl").write_text(line)
+    (item,) = listed(tmp_path, tmp_path / "m.jsonl")
+    assert item.metadata is not None
+    told = json.loads(item.metadata, parse_constant=lambda name: pytest.fail(name))
+    assert told == {"note": r"half \ud800 pair", "snr": None, "deep": [{"x": None, r"\udfff": 1}]}
+    json.dumps(told, ensure_ascii=False).encode()
+
+
+def test_other_names_of_fields_and_labels(tmp_path: Path):
     (tmp_path / "a.wav").write_bytes(sound())
-    assert isinstance(outcome(cut_of_a_command(f"cat {tmp_path / 'a.wav'} | cat")), ItemDone)
-    failed = outcome(cut_of_a_command("echo no such tape >&2; exit 3"))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.wav"}')
+    (item,) = listed(tmp_path, tmp_path / "metadata.jsonl")
+    assert isinstance(outcome(item), ItemDone)
+    with tarfile.open(tmp_path / "w.tar", "w") as tar:
+        for name, data in (("k.wav", sound()), ("k.cls", b"7"), ("k.TXT", b"said")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    (item,) = listed(tmp_path, tmp_path / "w.tar")
+    assert (item.text, item.metadata) == ("said", '{"cls": "7"}')
+
+
+def test_members_of_archives_are_read_piece_by_piece(tmp_path: Path):
+    long = sound(300.0)
+    with tarfile.open(tmp_path / "w.tar", "w") as tar:
+        for name in ("a.wav", "b.wav"):
+            member = tarfile.TarInfo(name)
+            member.size = len(long)
+            tar.addfile(member, io.BytesIO(long))
+    _, item = listed(tmp_path, tmp_path / "w.tar")
+    tracemalloc.start()
+    with reading.open_file(item) as file:
+        seen = sum(len(piece) for piece in iter(lambda: file.read(1 << 16), b""))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seen == len(long)
+    assert peak < len(long) / 3
+    assert isinstance(outcome(item), ItemDone)
+    (tmp_path / "w.tar").write_bytes((tmp_path / "w.tar").read_bytes()[: -len(long) // 2])
+    failed = outcome(item)
     assert isinstance(failed, ItemFailed)
-    assert "ended with 3: no such tape" in failed.reason
-    monkeypatch.setattr(cuts, "PATIENCE", 0.2)
-    endless = outcome(cut_of_a_command(f"sh -c 'echo $$ > {tmp_path / 'pid'}; sleep 1000' | cat"))
-    assert isinstance(endless, ItemFailed)
-    assert "has not ended after 0.2 s" in endless.reason
-    pid = int((tmp_path / "pid").read_text())
-    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
+    assert "before the file does" in failed.reason
+
+
+def test_a_part_of_a_file_is_a_file(tmp_path: Path):
+    (tmp_path / "x").write_bytes(bytes(range(100)))
+    with (tmp_path / "x").open("rb") as file:
+        part = io.BufferedReader(reading.Part(file, 10, 50), 7)
+        assert part.read(3) == bytes([10, 11, 12])
+        assert part.seek(-2, io.SEEK_END) == 48
+        assert part.read() == bytes([58, 59])
+        assert part.seek(0) == 0
+        assert part.read() == bytes(range(10, 60))
+        assert part.seek(99) == 99
+        assert part.read() == b""
+
+
+def test_folders_pass_over_earlier_outputs_and_list_packed_archives(tmp_path: Path):
+    for name in ("done/manifest.json", "begun/_work/run.json", "other/manifest.json"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        (tmp_path / "in" / name).write_text('{"format": "semanticodec-corpus"}' if "other" not in name else "[]")
+    for folder in ("done", "begun", "other"):
+        (tmp_path / "in" / folder / "x.wav").write_bytes(sound())
+    for name in ("a.tar.gz", "b.tgz"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    found = listed(tmp_path, tmp_path / "in")
+    assert [(item.id, item.kind) for item in found] == [("a.tar.gz", "bad"), ("b.tgz", "bad"), ("other/x.wav", "file")]
+    assert all("gunzip" in item.extra for item in found[:2])
 
 
 def test_two_colons_in_a_local_name(tmp_path: Path):

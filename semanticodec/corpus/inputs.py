@@ -7,10 +7,7 @@ local path or a URL that fsspec knows.
 
 from __future__ import annotations
 
-import dataclasses
-import gzip
 import json
-import math
 import os
 import posixpath
 import tarfile
@@ -23,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ConfigError
+from .manifests import IDS, LINES, LISTS, metadata, read_manifest
 from .records import Item, irregular, is_local, locate, printable
 
 SOUNDS = frozenset(
@@ -32,15 +30,7 @@ SOUNDS = frozenset(
 )
 """Endings that folders are searched for; those that libsndfile cannot read are listed as failures."""
 TABLES = {".parquet": "parquet", ".arrow": "arrow"}
-MANIFESTS = frozenset({".jsonl", ".json", ".ndjson", ".jl"})
-FOLDER_ENDINGS = SOUNDS | TABLES.keys() | {".tar"}
-PATHS = ("audio_filepath", "path", "audio_path", "wav", "audio", "file")
-"""Fields that may name the sound in a line of a manifest."""
-STARTS = ("offset", "start")
-IDS = ("id", "utt_id", "key", "__key__")
-LONGEST = 1e9
-"""Seconds; more is a mistake, and would overflow."""
-CUTS = frozenset({"MonoCut", "MultiCut", "MixedCut", "PaddingCut"})
+FOLDER_ENDINGS = SOUNDS | TABLES.keys() | {".tar", ".tgz"}
 
 
 def find_items(inputs: Iterable[str]) -> Iterator[Item]:
@@ -125,12 +115,28 @@ def _walk(folder: str) -> Iterator[tuple[str, OSError | None]]:
             folders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
+        if _ours(root):
+            folders.clear()
+            continue
         folders.sort(key=os.fsencode)
         for file in sorted(files, key=os.fsencode):
-            if os.path.splitext(file)[1].lower() in FOLDER_ENDINGS:
+            if _wanted(file):
                 yield os.path.join(root, file), None
     for error in sorted(closed, key=lambda one: os.fsencode(one.filename)):
         yield error.filename, error
+
+
+def _wanted(name: str) -> bool:
+    return posixpath.splitext(name.lower())[1] in FOLDER_ENDINGS or name.lower().endswith(".tar.gz")
+
+
+def _ours(folder: str) -> bool:
+    """Tell whether a folder is the output of a tokenisation, finished or not: no input of another."""
+    try:
+        manifest = json.loads(Path(folder, "manifest.json").read_text())
+        return isinstance(manifest, dict) and manifest.get("format") == "semanticodec-corpus"
+    except (OSError, ValueError):
+        return Path(folder, "_work", "run.json").is_file()
 
 
 def _walk_remote(file_system: fsspec.AbstractFileSystem, folder: str) -> Iterator[tuple[str, OSError | None]]:
@@ -152,7 +158,7 @@ def _walk_remote(file_system: fsspec.AbstractFileSystem, folder: str) -> Iterato
             name = str(entry["name"]).rstrip("/")
             if entry["type"] == "directory":
                 left += [name] if name != here else []
-            elif posixpath.splitext(name)[1].lower() in FOLDER_ENDINGS:
+            elif _wanted(name):
                 found.append(name)
     yield from ((name, None) for name in sorted(found))
     yield from sorted(closed, key=lambda one: one[0])
@@ -167,9 +173,9 @@ def _file(source: str, name: str) -> Iterator[Item]:
         file_system, path = locate(source)
         if is_local(file_system) and irregular(path):
             raise OSError("this is no regular file")
-        if ending in MANIFESTS:
-            yield from _manifest(source)
-        elif ending == ".tar" and packed:
+        if ending in LINES | LISTS:
+            yield from read_manifest(source)
+        elif ending == ".tgz" or (ending == ".tar" and packed):
             raise OSError("compressed archives cannot be read in place: gunzip it")
         elif ending == ".tar":
             yield from _archive(source)
@@ -192,115 +198,6 @@ def _size(source: str) -> int:
         return int(file_system.size(path) or 0)
     except Exception:
         return 0  # reading it will tell, whatever it is
-
-
-# --- manifests ----------------------------------------------------------------------------------------------------
-
-
-def _manifest(source: str) -> Iterator[Item]:
-    file_system, path = locate(source)
-    with file_system.open(path, "rb") as raw:
-        file = gzip.GzipFile(fileobj=raw) if source.lower().endswith(".gz") else raw
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _line(source, number, line)
-
-
-def _line(source: str, number: int, line: bytes) -> Item:
-    where = f"{printable(posixpath.basename(source))}:{number}"
-    try:
-        entry = json.loads(line)
-        if not isinstance(entry, dict):
-            raise ValueError("a line must be a JSON object")
-        item = _cut(source, entry) if entry.get("type") in CUTS else _entry(source, entry)
-        os.fsencode(item.source)  # raises for half a surrogate pair, which JSON may hold and no file name can
-        return item
-    except Exception as error:
-        # The fields of a line may be of any type and depth; what that raises must not end the listing of the others.
-        told = f"line {number} is no entry of a manifest: {type(error).__name__}: {error}"
-        return Item(where, "bad", source, member=str(number), extra=told)
-
-
-def _seconds(value: Any) -> float:
-    seconds = float(value)
-    if not math.isfinite(seconds) or abs(seconds) > LONGEST:
-        raise ValueError(f"{seconds:g} s is no time in a recording")
-    return seconds
-
-
-def _entry(source: str, entry: dict[str, Any]) -> Item:
-    field = next((name for name in PATHS if isinstance(entry.get(name), str)), None)
-    if field is None:
-        raise ValueError(f"none of {', '.join(PATHS)} names the sound")
-    start = next((name for name in STARTS if entry.get(name) is not None), None)
-    identity = next((name for name in IDS if entry.get(name) is not None), None)
-    path = entry[field]
-    begin = 0.0 if start is None else _seconds(entry[start])
-    # Without a start the duration describes the file, and may be rounded: all of it is meant.
-    stated = None if entry.get("duration") is None else _seconds(entry["duration"])
-    duration = None if start is None else stated
-    text = entry.get("text")
-    default = path if start is None else f"{path}@{begin!r}" + ("" if duration is None else f"+{duration!r}")
-    used = {field, start, identity, "text" if isinstance(text, str) else None}
-    return Item(
-        printable(str(entry[identity])) if identity else printable(default),
-        "file",
-        _beside(source, path),
-        start=begin,
-        duration=duration,
-        text=text if isinstance(text, str) else None,
-        metadata=_metadata({name: value for name, value in entry.items() if name not in used}),
-        size=max(0, int((stated or 0) * 32_000)),
-    )
-
-
-def _cut(source: str, cut: dict[str, Any]) -> Item:
-    """Return a Lhotse cut as a segment of a file if it is no more than that, else as what Lhotse is to load."""
-    supervisions = cut.get("supervisions") or []
-    texts = [one["text"] for one in supervisions if one.get("text")]
-    about = {"custom": cut.get("custom"), "supervisions": supervisions}
-    recording = cut.get("recording") or {}
-    sources = recording.get("sources") or []
-    plain = (
-        cut["type"] == "MonoCut"
-        and len(sources) == 1
-        and sources[0]["type"] in ("file", "url")
-        and not recording.get("transforms")
-    )
-    item = Item(
-        printable(str(cut["id"])),
-        "cut",
-        source,
-        member=printable(str(cut["id"])),
-        text=" ".join(texts) or None,
-        metadata=_metadata({name: value for name, value in about.items() if value}),
-        extra=json.dumps(cut),
-        size=max(0, int(_seconds(cut.get("duration") or 0) * 32_000)),
-    )
-    if not plain:
-        return item
-    channels = sources[0]["channels"]
-    return dataclasses.replace(
-        item,
-        kind="file",
-        source=sources[0]["source"],
-        member="",
-        start=_seconds(cut["start"]),
-        duration=_seconds(cut["duration"]),
-        channel=channels.index(cut["channel"]) if len(channels) > 1 else None,
-        extra="",
-    )
-
-
-def _beside(source: str, path: str) -> str:
-    """Return where a path of a manifest lies: relative ones are relative to the manifest."""
-    if "://" in path or os.path.isabs(path):
-        return path
-    return posixpath.join(posixpath.dirname(source), path)
-
-
-def _metadata(fields: dict[str, Any]) -> str | None:
-    return json.dumps(fields, ensure_ascii=True, sort_keys=True, default=str) if fields else None
 
 
 # --- archives and tables ------------------------------------------------------------------------------------------
@@ -334,7 +231,8 @@ def _archive(source: str) -> Iterator[Item]:
                 yield from _sample(source, key, sounds, about)
                 key, sounds, about = own, [], {}
             last = f".{ending.lower().rpartition('.')[2]}"
-            if member.isdir() or not (last in SOUNDS or ending in ("json", "txt", "text")):
+            ending = ending.lower()
+            if member.isdir() or not (last in SOUNDS or ending in ("json", "txt", "text", "cls")):
                 continue
             stored = files.get(_linked(member)) if member.issym() or member.islnk() else member
             if stored is None or not stored.isfile() or stored.issparse():
@@ -382,6 +280,8 @@ def _sample(
             fields = dict(json.loads(about["json"])) if "json" in about else {}
         except (ValueError, TypeError, RecursionError) as error:
             fields = {"json_error": str(error)}
+        if "cls" in about:
+            fields["cls"] = about["cls"].decode("utf-8", "backslashreplace").strip()
         text = fields.pop("text", None) if isinstance(fields.get("text"), str) else None
         if with_text is not None:
             text = with_text.decode("utf-8", "backslashreplace").strip()
@@ -392,7 +292,7 @@ def _sample(
             member=name,
             place=(member.offset_data, member.size),
             text=text,
-            metadata=_metadata(fields),
+            metadata=metadata(fields),
             size=member.size,
         )
 
@@ -439,7 +339,7 @@ def _cells(
             member=str(before + row),
             place=(group, row),
             text=text,
-            metadata=_metadata(fields),
+            metadata=metadata(fields),
             extra=column,
             size=size,
         )

@@ -94,7 +94,7 @@ class Plan:
     """The list of items on disk, one row group per chunk, so that it takes no memory however long it is."""
 
     def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path)
+        self._file = pq.ParquetFile(os.path.abspath(path))
 
     @staticmethod
     def write(path: Path, items: Iterable[Item], chunk_items: int, chunk_bytes: int) -> None:
@@ -102,6 +102,7 @@ class Plan:
 
         Ids that were given before, in another folder or archive say, are told apart with ``~2``, ``~3`` ...
         """
+        path = Path(os.path.abspath(path))  # Arrow takes the beginning of "run:1/..." for the scheme of a URL
         draft = path.with_name(f".{path.name}.tmp")
         Plan._write(draft, items, chunk_items, chunk_bytes)
         listed = Plan(draft)

@@ -6,13 +6,16 @@ Everything is read piece by piece, so that hours take no more memory than second
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
+import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,11 +29,20 @@ from ..audio import FBANK_LOOKAHEAD, PIECE, Resampler, mono, open_sound, pieces
 from ..config import COLUMN, SAMPLE_RATE, CodecConfig
 from ..errors import AudioError
 from .cuts import load_cut
-from .records import Event, Item, ItemDone, ItemFailed, RowFacts, Span, failure_of, irregular, locate
+from .manifests import beside
+from .records import Event, Item, ItemDone, ItemFailed, RowFacts, Span, failure_of, irregular, is_local, locate
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 Channels = Literal["downmix", "split"]
 SPAN_SECONDS = 60
 """About how much sound one span holds."""
+BUFFER = 1 << 20
+"""Bytes that are read of an archive's member at once."""
+PAUSES = (1.0, 5.0, 25.0)
+"""Seconds before a file is read again whose server did not answer well."""
+PASSING = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EBUSY})
 SLACK = 0.1
 """Seconds by which a segment may end behind its recording: manifests round."""
 LONGEST_FEATURES = 3600
@@ -72,21 +84,38 @@ def read(index: int, item: Item, how: Reading) -> Iterator[Event]:
     """
     if how.vad:
         from . import vad  # noqa: F401 - a missing package is no fault of the items
-    try:
-        rows = 0
-        for first, count in _segments(item, how):
-            for event in _read_segment(index, rows, item, how, first, count):
-                rows += isinstance(event, RowFacts)
-                yield event
-        if not rows:
-            raise AudioError("nobody speaks in this recording")
-        yield ItemDone(index, rows)
-    except MemoryError:
-        yield ItemFailed(index, "MemoryError", "there is not enough memory to read it")
-    except Exception as error:
-        # Whatever strangers' files make the decoders, file systems and plugins below raise, one item must not end a
-        # run of millions, nor end it again at the same place when it is resumed.
-        yield failure_of(index, error)
+    for pause in (*PAUSES, None):
+        try:
+            yield from _read(index, item, how)
+        except MemoryError:
+            yield ItemFailed(index, "MemoryError", "there is not enough memory to read it")
+        except Exception as error:
+            # Whatever strangers' files make the decoders, file systems and plugins below raise, one item must not end
+            # a run of millions, nor end it again at the same place when it is resumed.
+            if pause is not None and _may_pass(item, error):
+                time.sleep(pause)
+                continue  # what was read before comes again, and takes its own place
+            yield failure_of(index, error)
+        return
+
+
+def _read(index: int, item: Item, how: Reading) -> Iterator[Event]:
+    rows = 0
+    for first, count in _segments(item, how):
+        for event in _read_segment(index, rows, item, how, first, count):
+            rows += isinstance(event, RowFacts)
+            yield event
+    if not rows:
+        raise AudioError("nobody speaks in this recording")
+    yield ItemDone(index, rows)
+
+
+def _may_pass(item: Item, error: Exception) -> bool:
+    """Tell whether an error may be the network's, or a file server's, and not the file's."""
+    if isinstance(error, OSError) and error.errno in PASSING:
+        return True
+    lasting = (FileNotFoundError, PermissionError, IsADirectoryError, AudioError, ValueError, ImportError)
+    return "://" in item.source and not isinstance(error, lasting)
 
 
 @dataclass(frozen=True)
@@ -148,14 +177,50 @@ def open_file(item: Item) -> Iterator[BinaryIO]:
         assert item.place is not None
         offset, size = item.place
         with file_system.open(path, "rb", cache_type="none") as file:
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) < size:
-            raise AudioError(f"the archive ends {size - len(data)} bytes before the file does")
-        yield io.BytesIO(data)
+            if is_local(file_system):
+                missing = offset + size - file.seek(0, os.SEEK_END)
+                part: BinaryIO = io.BufferedReader(Part(file, offset, size), BUFFER)
+            else:  # one request, not hundreds
+                file.seek(offset)
+                part = io.BytesIO(file.read(size))
+                missing = size - len(part.getbuffer())
+            if missing > 0:
+                raise AudioError(f"the archive ends {missing} bytes before the file does")
+            yield part
         return
     with file_system.open(path, "rb") as file:
         yield file
+
+
+class Part(io.RawIOBase):
+    """A stretch of an open file, as a file: members of archives take no memory, however long they are."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file, self._offset, self._size = file, offset, size
+        self._place = 0
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place in the stretch."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = max(0, start + offset)
+        return self._place
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Read up to the end of the stretch."""
+        view = memoryview(buffer).cast("B")[: max(0, self._size - self._place)]
+        self._file.seek(self._offset + self._place)
+        data = self._file.read(len(view))
+        view[: len(data)] = data
+        self._place += len(data)
+        return len(data)
 
 
 def _cell(item: Item) -> bytes:
@@ -168,7 +233,7 @@ def _cell(item: Item) -> bytes:
         return data
     path = value.get("path") if isinstance(value, dict) else None
     if path:
-        with open_file(Item(item.id, "file", path)) as file:
+        with open_file(Item(item.id, "file", beside(item.source, path))) as file:
             return file.read()
     raise AudioError(f"row {item.member} has no bytes in its column {item.extra!r}")
 

@@ -32,7 +32,7 @@ from .writers import WRITERS, Format
 GROUP_BYTES = 1 << 20
 """Size of the pieces (row groups in Parquet) that a shard is written in: some hours, so that readers can share them."""
 ROW_BYTES = 300
-"""What a row takes beside its codes, about."""
+"""What a row takes beside its codes, text and metadata, about."""
 MANIFEST, STATISTICS, CARD, FAILURES = "manifest.json", "statistics.json", "README.md", "failures.parquet"
 DATA, DONE, WORK = "data", "done", "_work"
 RUN, LOCK = "run.json", "lock"
@@ -96,8 +96,9 @@ class Output:
     """The folder that a tokenisation writes to."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.work = folder / WORK
+        # Absolute: Arrow takes the beginning of "run:1/data" for the scheme of a URL.
+        self.folder = Path(os.path.abspath(folder))
+        self.work = self.folder / WORK
         self.parts = self.work / "parts"
 
     @property
@@ -268,7 +269,8 @@ def _weight(finished: Finished) -> int:
     features = table.column("features").combine_chunks() if "features" in table.column_names else None
     frames: int = pc.sum(table.column("frames")).as_py() or 0
     kept: int = 0 if features is None else len(features.flatten())
-    return 4 * frames + ROW_BYTES * int(table.num_rows) + 2 * kept
+    told: int = sum(pc.sum(pc.binary_length(table.column(name))).as_py() or 0 for name in ("text", "metadata"))
+    return 4 * frames + ROW_BYTES * int(table.num_rows) + 2 * kept + told
 
 
 def read_failures(output: Output, shards: int) -> pa.Table:
