@@ -6,6 +6,7 @@
 * solver: distance of the latents to the 200-step solution against the number of steps, U-Net of full size, random
   weights, a latent of 2.56 s; how many steps of the default sampler are as near as 50 of DDIM
 * mini: real-time factors at the default and the fast setting, short and long recordings
+* compiled (only if named): what torch.compile makes of the U-Nets, and the time until it has
 * start: seconds of whole processes, from nothing to the end of ``--help`` and of ``encode``
 
 ``--device cuda`` measures batch scaling instead: real-time factors, streams, and TFLOP/s over the peak.
@@ -42,6 +43,8 @@ PUBLISHED_GFLOPS = 68
 REFERENCE = 200
 CURVE = {"dpmpp_2m": (5, 8, 10, 12, 15, 20, 30, 50), "ddim": (10, 20, 30, 50, 100)}
 PARTS = ("official", "encode", "solver", "mini", "start")
+MORE = ("compiled",)
+"""Parts that take long and are measured if they are named."""
 
 
 def against_published(part: str, cpu: float, gflops: float) -> float:
@@ -176,6 +179,37 @@ def measure_mini() -> dict[str, Any]:
     return result
 
 
+def measure_compiled(config: CodecConfig) -> dict[str, Any]:
+    """Compare U-Nets as they are with what torch.compile makes of them, in the official step and in mini's decoding."""
+    window, codec = Window(config, "cpu"), SemantiCodec.from_pretrained()
+    voice, rate = load(min(ASSETS.glob("*.flac")))
+    codes = codec.encode(voice, rate)
+    assert codec.model.latent is not None
+    runs: dict[str, tuple[torch.nn.Module, Callable[[], object]]] = {
+        "official: guided step": (window.latent.unet, window.parts()["guided step"]),
+        "mini: decode": (codec.model.latent.unet, lambda: codec.decode(codes)),
+    }
+    result = {}
+    for name, (unet, run) in runs.items():
+        eager, compiled = unet.forward, torch.compile(unet.forward)
+
+        def through(forward: Callable[..., object], unet: torch.nn.Module = unet, run: Any = run) -> object:
+            unet.forward = forward
+            return run()
+
+        with torch.inference_mode():
+            begin = time.perf_counter()
+            through(compiled)
+            first = time.perf_counter() - begin
+            both = {"eager": lambda: through(eager), "compiled": lambda: through(compiled)}  # noqa: B023
+            times = in_turn(both, 4)
+        unet.forward = eager
+        ratio = times["eager"].cpu / times["compiled"].cpu
+        result[name] = {"seconds_until_compiled": first, "times_faster": ratio}
+        print(f"  {name:<24}compiled {ratio:.2f} x faster, after {first:.0f} s")
+    return result
+
+
 def measure_start(runs: int = 3) -> dict[str, float]:
     """Time whole processes: median seconds from start to end."""
     result = {}
@@ -240,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and with ``--write`` keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS, help="parts to measure")
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=(*PARTS, *MORE), help="parts to measure")
     parser.add_argument("--device", default="cpu", help="cuda: batch scaling in bfloat16 instead")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16, 64])
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}/ratios.json")
@@ -261,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "encode": lambda: measure_encode(config, sgemm),
         "solver": lambda: measure_solver(config, result.get("official", {}).get("rows"), sgemm),
         "mini": measure_mini,
+        "compiled": lambda: measure_compiled(config),
         "start": measure_start,
     }
     for part in given.only:

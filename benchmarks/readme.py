@@ -245,6 +245,10 @@ def ratios() -> str:
     ]  # fmt: skip
     heads_mini = ["mini: sound of", "encode", "decode", "decode, fast", "in all", "in all, fast"]
     start = found["start"]
+    compiled = "; ".join(
+        f"{name} {about['times_faster']:.2f} times as fast, after {about['seconds_until_compiled']:.0f} s of compiling"
+        for name, about in found.get("compiled", {}).items()
+    )
     where = {found[f"{part}_machine"]["commit"][:7] for part in ("official", "encode", "solver", "mini", "start")}
     return "\n\n".join(
         (
@@ -252,6 +256,7 @@ def ratios() -> str:
             f"Distance of the latents to the {solver['reference']}-step solution, in its standard deviations (steps): "
             f"{curves}.",
             table(heads_mini, factors),
+            *([f"`torch.compile` on a CPU: {compiled}."] if compiled else []),
             f"The first `semanticodec encode` is done {start['encode']:.1f} s after its start, `--help` after "
             f"{start['--help']:.1f} s.  Commit {', '.join(sorted(where))}.",
         )

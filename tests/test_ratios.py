@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import ratios
 from benchmarks.measure import Sgemm
+from semanticodec import SemantiCodec
 from semanticodec.config import CodecConfig, HiFiGANConfig
 
 CONFIG = tiny.config("official")
@@ -50,6 +51,14 @@ def test_more_steps_come_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["dpmpp_2m"][60] == 0
     assert found["dpmpp_2m"][4] > found["dpmpp_2m"][16] > 0
     assert found["ddim"][4] > found["ddim"][16] > 0
+
+
+def test_compiled_networks_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SemantiCodec, "from_pretrained", lambda: tiny.codec("mini"))
+    monkeypatch.setattr(torch, "compile", lambda forward: lambda *given, **more: forward(*given, **more))
+    result = ratios.measure_compiled(SMALL)
+    assert set(result) == {"official: guided step", "mini: decode"}
+    assert all(about["seconds_until_compiled"] > 0 and about["times_faster"] > 0 for about in result.values())
 
 
 def test_the_parts_of_a_decoder(sgemm: Sgemm) -> None:
