@@ -8,7 +8,7 @@ C channels of one recording, S samples, T latent steps, F latent cells per step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .audio import log_mel, recording, resample, slaney_filters
-from .bandlimit import BINS, crossfade, joined
+from .audio import log_mel, recording, resample
+from .bandlimit import crossfade
 from .config import COLUMN
 from .diffusion import Draw, Masked, Partial, SamplerOptions, noise
 from .errors import ConfigError
 from .latent import Conditioning, Known, LatentDiffusion
 from .model import MISSING, CodecModel
 from .nn.conditioners import ContextConditioner, GridConditioner
+from .regions import Region as Region
+from .regions import cell_mask, composed, grid_spans, grid_windows, placed_windows
 
-RAMP = 0.01
-"""Seconds in which the kept part fades into the generated one, inside the latter."""
 WINDOW, OVERLAP = 256, 64
 """Latent steps that are generated at once (10.24 s at 16 kHz, as trained), and given again to the next window."""
 
@@ -34,33 +34,6 @@ Condition = Callable[[int, int], tuple[Conditioning, Conditioning]]
 """(first latent step, steps) -> what to generate there and what guidance steers away from: one row for all, or each."""
 Draws = Callable[[int, Tensor], Draw]
 """(window, what its latents are like) -> its noise by solver step."""
-
-
-@dataclass(frozen=True)
-class Region:
-    """A stretch of time, a band, or a band for a stretch of time, that is generated anew.
-
-    Args:
-        start: seconds.
-        stop: seconds; None is the end.
-        low: Hz.
-        high: Hz; None is half the sample rate.
-
-    Raises:
-        ConfigError: nothing lies between the edges.
-    """
-
-    start: float = 0.0
-    stop: float | None = None
-    low: float = 0.0
-    high: float | None = None
-
-    def __post_init__(self) -> None:
-        for begin, end, unit in ((self.start, self.stop, "s"), (self.low, self.high, "Hz")):
-            if not (begin >= 0 and begin < (math.inf if end is None else end)):
-                raise ConfigError(
-                    f"a region from {begin} to {end} {unit} was given; it must begin at 0 or later, and end"
-                )
 
 
 @dataclass(frozen=True)
@@ -74,6 +47,7 @@ class Editor:
         overlap: of them, how many were generated before and are given.
         prefix: the U-Net is told the overlap by channels of its own (mini's codec) instead of by the mask.
         peak: level at which recordings are shown to the autoencoder, as published; None leaves theirs, as codes need.
+        unit: windows begin at multiples of so many latent steps, all that the condition can be told apart.
     """
 
     latent: LatentDiffusion
@@ -82,6 +56,7 @@ class Editor:
     overlap: int = OVERLAP
     prefix: bool = False
     peak: float | None = 0.5
+    unit: int = 1
 
     @property
     def sample_rate(self) -> int:
@@ -117,7 +92,7 @@ class Editor:
         at strength 1, and loses 0.12 s.
         """
         source = self._source(wave, sample_rate)
-        return self._edited(source, (), strength, seed, options)
+        return self._edited(source, None, strength, seed, options)
 
     def inpaint(
         self,
@@ -130,6 +105,9 @@ class Editor:
         options: SamplerOptions | None = None,
     ) -> Tensor:
         """Generate regions of a recording anew, and leave the rest of it exactly as it is.
+
+        A region is generated at once, between what is before and after it, if it fits into a window with the overlap on
+        either side; a longer one from what is before it on, its last part between both.
 
         Args:
             wave: as in :meth:`transfer`.
@@ -144,14 +122,18 @@ class Editor:
 
         Raises:
             AudioError: ``wave`` is no recording.
-            ConfigError: there are no regions, or one begins after the end.
+            ConfigError: there are no regions, one has no sample within the recording, or its band lies above half the
+                sample rate.
 
         Source: AudioLDM's masked sampling (spec section 8.2), which returns the model's version of the kept part.
         """
         source = self._source(wave, sample_rate)
         seconds = source.shape[-1] / self.sample_rate
-        if not regions or any(region.start >= seconds for region in regions):
-            raise ConfigError(f"regions within 0 to {seconds:.3f} s are needed, seen {list(regions)}")
+        spans = [region.samples(self.sample_rate, source.shape[-1]) for region in regions]
+        if not spans or any(first >= last for first, last in spans):
+            raise ConfigError(
+                f"regions within 0 to {seconds:.3f} s, of a sample or more, are needed, seen {list(regions)}"
+            )
         return self._edited(source, regions, None, seed, options, renew=renew)
 
     def outpaint(
@@ -165,7 +147,7 @@ class Editor:
         seed: int = 0,
         options: SamplerOptions | None = None,
     ) -> Tensor:
-        """Let a recording begin earlier and go on longer.
+        """Let a recording begin earlier and go on longer, window by window out of it.
 
         Args:
             wave: as in :meth:`transfer`.
@@ -181,12 +163,15 @@ class Editor:
 
         Raises:
             AudioError: ``wave`` is no recording.
-            ConfigError: a time is negative or infinite, or both are 0.
+            ConfigError: a time is negative or infinite, or both are less than half a sample.
         """
-        if not (0 <= before < math.inf and 0 <= after < math.inf and before + after > 0):
-            raise ConfigError(f"{before} s before and {after} s after were asked for; at least one must be above 0")
-        source = self._source(wave, sample_rate)
+        asked = f"{before} s before and {after} s after were asked for"
+        if not (0 <= before < math.inf and 0 <= after < math.inf):
+            raise ConfigError(f"{asked}; times from 0 up are needed, and at least one must be above 0")
         lead, tail = (round(seconds * self.sample_rate) for seconds in (before, after))
+        if not lead + tail:
+            raise ConfigError(f"{asked}; at least one must be above 0, by a sample (1/{self.sample_rate} s) or more")
+        source = self._source(wave, sample_rate)
         longer = functional.pad(source, (lead, tail))
         ends = []
         if lead:
@@ -205,7 +190,12 @@ class Editor:
         seed: int = 0,
         options: SamplerOptions | None = None,
     ) -> Tensor:
-        """Generate everything above ``cutoff`` Hz by a mask over frequency; otherwise as :meth:`inpaint`."""
+        """Generate everything above ``cutoff`` Hz by a mask over frequency; otherwise as :meth:`inpaint`.
+
+        Raises:
+            AudioError: ``wave`` is no recording.
+            ConfigError: the cutoff is below 0, or nothing lies above it.
+        """
         source = self._source(wave, sample_rate)
         return self._edited(source, [Region(low=cutoff)], None, seed, options, renew=renew)
 
@@ -243,14 +233,20 @@ class Editor:
     def _edited(
         self,
         source: Tensor,
-        regions: Sequence[Region],
+        regions: Sequence[Region] | None,
         strength: float | None,
         seed: int,
         options: SamplerOptions | None,
         *,
         renew: bool = False,
     ) -> Tensor:
-        """Return the recording with its regions (or, with a strength, all of it) generated."""
+        """Return the recording with its regions (or, for None, all of it) generated."""
+        for region in regions or ():
+            if 2 * region.low >= self.sample_rate:
+                raise ConfigError(
+                    f"a band from {region.low} Hz on was asked for, but sound of {self.sample_rate} Hz ends at "
+                    f"{self.sample_rate / 2:.0f} Hz; begin lower"
+                )
         whole = source.reshape(-1, source.shape[-1])
         loudest = float(whole.abs().max())
         gain = self.peak / loudest if self.peak and loudest else 1.0
@@ -258,10 +254,12 @@ class Editor:
         steps = -(-whole.shape[1] // step)
         with torch.inference_mode():
             given = self._encode(functional.pad(whole * gain, (0, steps * step - whole.shape[1])))
-            keep = cell_mask(self.latent, steps, regions) if regions else torch.zeros(1, 1, steps, given.shape[3])
+            keep = torch.zeros(1, 1, steps, given.shape[3])
+            if regions is not None:
+                keep = cell_mask(self.latent.config, steps, regions)
             latents = self._sample(given, keep.to(given), strength, _shared(seed), options or SamplerOptions(), renew)
             heard = self._decode(latents)[:, : whole.shape[1]] / gain
-        result = heard.clone() if not regions else composed(whole, heard, regions, self.sample_rate)
+        result = heard.clone() if regions is None else composed(whole, heard, regions, self.sample_rate)
         return result.reshape(source.shape)
 
     def _encode(self, wave: Tensor) -> Tensor:
@@ -272,7 +270,7 @@ class Editor:
         rows = log_mel(padded, mel)[:, : wave.shape[1] // mel.hop].to(device)
         factor = self.latent.config.vae.factor
         parts = []
-        for first, last, own in _spans(rows.shape[1] // factor, self.window, self.overlap):
+        for first, last, own in grid_spans(rows.shape[1] // factor, self.window, self.overlap):
             mean = self.latent.encode(rows[:, first * factor : last * factor]).mean
             parts.append(mean[:, :, own:])
         return torch.cat(parts, 2)
@@ -288,7 +286,7 @@ class Editor:
         progress: Callable[[float], None] | None = None,
     ) -> Tensor:
         """Return latents ``[C, channels, T, F]`` that are ``given`` where ``keep`` ``[1, 1, T, F]`` is 1."""
-        result, lead = given.clone(), 0
+        result, keep, lead = given.clone(), keep.clone(), 0
         if self.prefix:
             # The first window has no past, and all are of one length.
             lead = self.overlap
@@ -296,9 +294,11 @@ class Editor:
             missing = -given.shape[2] % hop
             result = functional.pad(result, (0, 0, lead, missing))
             keep = functional.pad(keep, (0, 0, lead, missing))
-        for index, (first, last, own) in enumerate(_spans(result.shape[2], self.window, self.overlap)):
-            mask, part = keep[:, :, first:last].clone(), result[:, :, first:last]
-            mask[:, :, :own] = 1.0
+            windows = grid_windows(result.shape[2], self.window, self.overlap)
+        else:
+            windows = placed_windows(keep[0, 0], self.window, self.overlap, self.unit)
+        for index, (first, last, begin, end) in enumerate(windows):
+            mask, part = keep[:, :, first:last], result[:, :, first:last]
             if bool((mask == 1).all()):
                 continue
             conditional, unconditional = (
@@ -308,7 +308,7 @@ class Editor:
             known = None
             if self.prefix:
                 known = Known(part[:, :, : self.overlap], torch.full((len(part),), index > 0, device=part.device))
-            result[:, :, first:last] = self.latent.generate(
+            generated = self.latent.generate(
                 conditional,
                 unconditional,
                 draws(index, part),
@@ -317,15 +317,17 @@ class Editor:
                 masked=Masked(part, mask, renew=renew) if mask.any() else None,
                 start=None if strength is None else Partial(part, strength),
             )
+            result[:, :, begin:end] = generated[:, :, begin - first : end - first]
+            keep[:, :, begin:end] = 1.0
             if progress:
-                progress(last / result.shape[2])
+                progress((index + 1) / len(windows))
         return result[:, :, lead : lead + given.shape[2]]
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Return the samples ``[C, S]`` of latents, window by window, each faded into the next."""
         step = self.latent.config.step_samples
         result = torch.zeros(len(latents), latents.shape[2] * step)
-        for first, last, own in _spans(latents.shape[2], self.window, self.overlap):
+        for first, last, own in grid_spans(latents.shape[2], self.window, self.overlap):
             piece = self.latent.wave(self.latent.mel(latents[:, :, first:last])).cpu()
             fade = own * step
             if fade:
@@ -333,17 +335,6 @@ class Editor:
                 piece = torch.cat([crossfade(old, piece[:, :fade], 0), piece[:, fade:]], 1)
             result[:, first * step : last * step] = piece
         return result
-
-
-def _spans(steps: int, window: int, overlap: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (first, last + 1, how many were in the window before) of the windows that cover ``steps``."""
-    first = own = 0
-    while True:
-        last = min(first + window, steps)
-        yield first, last, own
-        if last == steps:
-            return
-        first, own = last - overlap, overlap
 
 
 def _shared(seed: int) -> Draws:
@@ -406,59 +397,4 @@ def coded(model: CodecModel, codes: Tensor) -> Editor:
         return Conditioning(contexts=((told, None),)), Conditioning(contexts=((untold, None),))
 
     prefix = isinstance(conditioner, GridConditioner)
-    return Editor(model.latent, grid if prefix else context, window, overlap, prefix, peak=None)
-
-
-def cell_mask(latent: LatentDiffusion, steps: int, regions: Sequence[Region]) -> Tensor:
-    """Return which latent cells are kept, ``[1, 1, steps, F]``: 1, or 0 where a cell touches a region."""
-    config = latent.config
-    seconds = config.step_samples / config.mel.sample_rate
-    peaks = slaney_filters(config.mel).argmax(0) * (config.mel.sample_rate / config.mel.n_fft)
-    lows, highs = (peaks.reshape(-1, config.vae.factor)[:, side] for side in (0, -1))
-    keep = torch.ones(1, 1, steps, config.cells)
-    for region in regions:
-        rows = slice(int(region.start / seconds), steps if region.stop is None else math.ceil(region.stop / seconds))
-        cells = (highs >= region.low) & (lows < (math.inf if region.high is None else region.high))
-        keep[:, :, rows, cells] = 0.0
-    return keep
-
-
-def composed(kept: Tensor, heard: Tensor, regions: Sequence[Region], sample_rate: int) -> Tensor:
-    """Return ``kept`` ``[C, S]`` with the regions of ``heard``; outside their time, ``kept`` to the bit."""
-    samples = kept.shape[1]
-    result = kept.clone()
-    for region in regions:
-        band = heard
-        bins = [
-            min(BINS - 1, int(hertz / sample_rate * 2 * (BINS - 1)))
-            for hertz in (region.low, math.inf if region.high is None else region.high)
-            if hertz < sample_rate / 2
-        ]
-        if region.low > 0:
-            band = _joined(kept, band, bins[0])
-        if region.high is not None and region.high < sample_rate / 2:
-            band = _joined(band, kept, bins[-1])
-        first = int(region.start * sample_rate)
-        last = samples if region.stop is None else min(samples, round(region.stop * sample_rate))
-        weight = torch.zeros(samples)
-        weight[first:last] = _ramps(last - first, int(RAMP * sample_rate), begins=first > 0, ends=last < samples)
-        result = torch.where(weight > 0, (1 - weight) * result + weight * band, result)
-    return result
-
-
-def _joined(low: Tensor, high: Tensor, edge: int) -> Tensor:
-    missing = max(0, 2 * BINS - low.shape[1])
-    low, high = (functional.pad(part, (0, missing)) for part in (low, high))
-    return joined(low, high, edge, 1.0)[:, : low.shape[1] - missing]
-
-
-def _ramps(length: int, ramp: int, *, begins: bool, ends: bool) -> Tensor:
-    """Return weights of 1 that rise from and fall to 0 where the recording goes on."""
-    position = torch.arange(length) + 0.5
-    weight = torch.ones(length)
-    ramp = max(1, min(ramp, length // 2))
-    if begins:
-        weight = torch.minimum(weight, position / ramp)
-    if ends:
-        weight = torch.minimum(weight, (length - position) / ramp)
-    return weight
+    return Editor(model.latent, grid if prefix else context, window, overlap, prefix, peak=None, unit=unit)

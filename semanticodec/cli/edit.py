@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .jobs import FORMATS, Work, plan, user_errors
+from .jobs import FORMATS, Precision, Work, plan, user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..diffusion import SamplerOptions
     from ..editing import Editor
 
-Edit = Callable[["Editor", "Tensor", int, int, "SamplerOptions"], "Tensor"]
-"""(editor, samples, their rate, seed, options) -> what is heard."""
+Edit = tuple[str, dict[str, Any]]
+"""The editor's method, and what it is told besides seed and sampler."""
+Renew = Annotated[
+    bool, typer.Option("--renew", help="The published masking: fresh noise on the kept part before each step (DDIM).")
+]
 
 app = typer.Typer(no_args_is_help=True, help="Change recordings with a model that generates.")
 
@@ -26,44 +29,51 @@ def transfer(
     strength: Annotated[float, typer.Option(help="From above 0 (little changes) to 1 (nothing is left).")] = 0.5,
 ) -> Edit:
     """Give recordings the style of a text or label."""
-    return lambda editor, wave, rate, seed, options: editor.transfer(
-        wave, rate, strength=strength, seed=seed, options=options
-    )
+    return "transfer", {"strength": strength}
 
 
 def inpaint(
-    start: Annotated[float, typer.Option(min=0, help="Seconds at which the generated part begins.")] = 0.0,
-    stop: Annotated[float | None, typer.Option(help="Seconds at which it ends.  [default: the end]")] = None,
-    low: Annotated[float, typer.Option(min=0, help="Hz from which on to generate.")] = 0.0,
-    high: Annotated[float | None, typer.Option(help="Hz up to which to generate.  [default: all]")] = None,
+    start: Annotated[
+        list[float] | None, typer.Option(min=0, help="Seconds at which a generated part begins.  [default: 0]")
+    ] = None,
+    stop: Annotated[
+        list[float] | None, typer.Option(help="Seconds at which it ends; inf is the end.  [default: inf]")
+    ] = None,
+    low: Annotated[list[float] | None, typer.Option(min=0, help="Hz from which on to generate.  [default: 0]")] = None,
+    high: Annotated[list[float] | None, typer.Option(help="Hz up to which to generate.  [default: inf]")] = None,
+    renew: Renew = False,
 ) -> Edit:
-    """Generate a stretch of recordings, or a band of it, anew; the rest is kept to the sample."""
+    """Generate a stretch of recordings, or a band of it, anew; the rest is kept to the sample.
 
-    def edit(editor: Editor, wave: Tensor, rate: int, seed: int, options: SamplerOptions) -> Tensor:
-        from ..editing import Region
+    For several, give each option that you give as often as the others: the first of each belong together.
+    """
+    from ..editing import Region
 
-        return editor.inpaint(wave, rate, [Region(start, stop, low, high)], seed=seed, options=options)
-
-    return edit
+    edges = {"start": start, "stop": stop, "low": low, "high": high}
+    given = {name: values for name, values in edges.items() if values}
+    if len({len(values) for values in given.values()}) > 1:
+        counts = ", ".join(f"--{name} {len(values)} times" for name, values in given.items())
+        raise typer.BadParameter(f"seen {counts}; for several regions give each of them as often as the others")
+    rows = zip(*given.values(), strict=True) if given else [()]
+    regions = [Region(**dict(zip(given, row, strict=True))) for row in rows]
+    return "inpaint", {"regions": regions, "renew": renew}
 
 
 def outpaint(
     before: Annotated[float, typer.Option(min=0, help="Seconds to generate before the recording.")] = 0.0,
     after: Annotated[float, typer.Option(min=0, help="Seconds to generate after it.")] = 0.0,
+    renew: Renew = False,
 ) -> Edit:
     """Let recordings begin earlier and go on longer."""
-    return lambda editor, wave, rate, seed, options: editor.outpaint(
-        wave, rate, before=before, after=after, seed=seed, options=options
-    )
+    return "outpaint", {"before": before, "after": after, "renew": renew}
 
 
 def upsample(
     cutoff: Annotated[float, typer.Option(min=1, help="Hz from which on to generate.")] = 4000.0,
+    renew: Renew = False,
 ) -> Edit:
     """Generate the upper band by a mask over frequency; "semanticodec upsample" has models made for it."""
-    return lambda editor, wave, rate, seed, options: editor.upsample(
-        wave, rate, cutoff=cutoff, seed=seed, options=options
-    )
+    return "upsample", {"cutoff": cutoff, "renew": renew}
 
 
 def _run(
@@ -71,6 +81,8 @@ def _run(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, or - for the standard input.")],
     out: Annotated[str, typer.Option("--out", "-o", help="File, folder, or - for the standard output.")],
     prompt: Annotated[str, typer.Option(help="What shall be heard where sound is generated: a text, or a label.")] = "",
+    negative: Annotated[str | None, typer.Option(help="What shall not be heard.")] = None,
+    transcription: Annotated[str | None, typer.Option(help="What is said, for speech models.")] = None,
     model: Annotated[
         str, typer.Option(help="mini-gen, a 16 kHz system that reads prompts, or a codec preset such as mini-100.")
     ] = "mini-gen",
@@ -82,34 +94,52 @@ def _run(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.  [default: the preset's]")] = None,
     guidance: Annotated[float | None, typer.Option(help="How closely to follow.  [default: the preset's]")] = None,
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published", help="Sample as published: DDIM, eta 1, the published timesteps, and a system's own steps."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the noise.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")] = "auto",
+    dtype: Annotated[Precision, typer.Option(help="Of the weights; half precision is for GPUs.")] = Precision.float32,
+    offload: Annotated[bool, typer.Option(help="Have only the running part on the device, for small GPUs.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite files.")] = False,
 ) -> None:
     import torch
 
     from .. import audio
-    from ..diffusion import SamplerOptions
+    from ..diffusion import PUBLISHED, SamplerOptions
+    from ..systems import SYSTEMS
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    method, told = edit
+    asked = {"prompt": prompt, "negative": negative, "transcription": transcription}
     with user_errors(), Work("editing") as work:
         jobs = plan(inputs, out, tuple(FORMATS), ".wav")
-        options = SamplerOptions(steps=steps, guidance=guidance)
-        editor_of = _editors(model, prompt, like, weights, device)
+        options = SamplerOptions(sampler="ddim" if told.get("renew") else "dpmpp_2m")
+        if published:
+            options = SYSTEMS[model].published if model in SYSTEMS else replace(PUBLISHED, steps=None, guidance=None)
+        options = replace(
+            options,
+            steps=options.steps if steps is None else steps,
+            guidance=options.guidance if guidance is None else guidance,
+        )
+        editor_of = _editors(model, like, asked, weights, offload, device=device, dtype=getattr(torch, dtype))
         for (job,) in work.batches(jobs, 1):
             with work.guard(job):
                 job.check_target(force)
                 with job.open_source() as source:
                     wave, rate = audio.load(source)
                 editor = editor_of(wave, rate)
-                heard = edit(editor, wave, rate, seed, options)
+                heard = getattr(editor, method)(wave, rate, seed=seed, options=options, **told)
                 with job.open_target() as target:
                     audio.save(target, heard, editor.sample_rate, job.sound_format)
 
 
 def _editors(
-    model: str, prompt: str, like: str | None, weights: str | None, device: str
+    model: str, like: str | None, asked: dict[str, str | None], weights: str | None, offload: bool, **place: Any
 ) -> Callable[[Tensor, int], Editor]:
     """Load a model, and return the function that makes its editor for a recording."""
     from .. import audio
@@ -120,13 +150,18 @@ def _editors(
     if model not in PRESETS:
         if like is not None:
             raise ConfigError(f"--like is for codecs; {model} reads --prompt")
-        editor = Generator.from_pretrained(model, weights=weights, device=device).editor(prompt)
+        generator = Generator.from_pretrained(model, weights=weights, offload=offload, **place)
+        editor = generator.editor(
+            asked["prompt"] or "", transcription=asked["transcription"] or "", negative=asked["negative"]
+        )
         return lambda wave, rate: editor  # noqa: ARG005
-    if prompt or weights is not None:
-        raise ConfigError(f"{model} is a codec: its codes say what is heard; leave out --prompt and --weights")
+    seen = {**asked, "weights": weights, "offload": offload}
+    if any(seen.values()):
+        needless = " and ".join(f"--{name}" for name, value in seen.items() if value)
+        raise ConfigError(f"{model} is a codec: its codes say what is heard; leave out {needless}")
     from ..codec import SemantiCodec
 
-    codec = SemantiCodec.from_pretrained(model, device=device)
+    codec = SemantiCodec.from_pretrained(model, **place)
     if like is None:
         return lambda wave, rate: codec.editor(codec.encode(wave.mean(0), rate))
     wave, rate = audio.load(like)
@@ -140,7 +175,8 @@ def _command(make: Callable[..., Edit]) -> None:
     optional = [parameter for parameter in shared[3:] if parameter.name != "edit"]
 
     def command(**given: Any) -> None:
-        edit = make(**{parameter.name: given.pop(parameter.name) for parameter in own})
+        with user_errors():
+            edit = make(**{parameter.name: given.pop(parameter.name) for parameter in own})
         _run(edit, **given)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared[1:3], *own, *optional)]
