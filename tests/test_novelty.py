@@ -5,10 +5,13 @@ from __future__ import annotations
 import html
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny
 import torch
+from prompting import conditioner
 from tiny import noise
 from typer.testing import CliRunner
 
@@ -200,3 +203,20 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "bad.wav" in result.stderr
     assert "2 generated" in result.stdout, "the rest is reported all the same"
     assert CliRunner().invoke(cli.app, ["novelty", str(tmp_path / "none"), str(known), "-o", str(out)]).exit_code == 1
+
+
+def test_the_clap_of_a_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(row: Any, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(prompts=conditioner("film", tmp_path) if row.name == "musicldm" else None)
+
+    monkeypatch.setattr("semanticodec.family.load_system", loaded)
+    made, known, out = tmp_path / "made", tmp_path / "known", tmp_path / "page.html"
+    tone(made, "a.wav", 500, rate=48_000)
+    tone(known, "b.wav", 500, rate=48_000)
+    words = ["novelty", str(made), str(known), "-o", str(out), "--clap"]
+    result = CliRunner().invoke(cli.app, [*words, "musicldm"])
+    assert result.exit_code == 0, result.output
+    assert "musicldm" in out.read_text()
+    result = CliRunner().invoke(cli.app, [*words, "audiosr-basic"])
+    assert result.exit_code == 1
+    assert "has no CLAP" in result.output
