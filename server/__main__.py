@@ -20,7 +20,7 @@ from .gate import AddressLimits
 from .limits import SECOND, Limits
 from .shell import JsonFormatter, run
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 DEFAULT, WORK, LIMITS, ADDRESSES = Config(), Work(), Limits(), AddressLimits()
 

@@ -602,6 +602,10 @@ class TestUserErrors:
         assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
         assert {"encode", "decode", "info", "convert", "demo"} <= set(ok("--help").stdout.split())
 
+    @pytest.mark.parametrize("words", [("generate",), ("edit", "inpaint"), ("upsample",)])
+    def test_help_says_what_is_taken_where_nothing_is_given(self, words: tuple[str, ...]) -> None:
+        assert "[default: the preset's]" in " ".join(ok(*words, "--help").stdout.split())
+
 
 class TestDemo:
     def test_makes_everything(self, tmp_path: Path) -> None:

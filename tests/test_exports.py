@@ -52,7 +52,7 @@ def test_every_error_is_public_and_has_the_one_base():
     errors = importlib.import_module("semanticodec.errors")
     tree = {n: e for n, e in vars(errors).items() if isinstance(e, type)}
     assert set(tree) <= set(semanticodec.__all__)
-    assert all(issubclass(error, semanticodec.SemantiCodecError) for error in tree.values())
+    assert all(issubclass(error, (semanticodec.SemantiCodecError, Warning)) for error in tree.values())
 
 
 def test_every_package_folder_is_installed(root: Path):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SHORT = 60
 """Seconds up to which files are read whole, to be encoded together."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
 app.add_typer(edit, name="edit")
 

@@ -15,7 +15,9 @@ from .jobs import complain, user_errors
 if TYPE_CHECKING:
     from ..bench.codecs import Codec
 
-app = typer.Typer(no_args_is_help=True, help="Compare codecs at measured bits (needs the extra bench).")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Compare codecs at measured bits (needs the extra bench)."
+)
 
 Folder = Annotated[Path, typer.Argument(help="What `bench run` wrote.")]
 Audio = Annotated[Path, typer.Argument(help="Folder of sound files, or with manifest.csv (file, kind, text ...).")]

@@ -22,7 +22,7 @@ Renew = Annotated[
     bool, typer.Option("--renew", help="The published masking: fresh noise on the kept part before each step (DDIM).")
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Change recordings with a model that generates.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Change recordings with a model that generates.")
 
 
 def transfer(
