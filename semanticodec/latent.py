@@ -33,11 +33,21 @@ class Control:
         hint: ``[B, channels, M, bins]``, of the mel's size; a latent step is as many rows as the autoencoder merges.
         scales: what each of its outputs is multiplied with, one per skip and the last for the middle; a number is for
             all.  :func:`guess_scales` gives those of guess mode.
+
+    Raises:
+        ConfigError: there are more or fewer scales than outputs.
     """
 
     network: ControlNet
     hint: Tensor
     scales: float | tuple[float, ...] = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scales, int | float) and len(self.scales) != self.network.outputs:
+            raise ConfigError(
+                f"{len(self.scales)} scales were given for the {self.network.outputs} outputs of a ControlNet; give "
+                "one number for all, or one each (guess_scales)"
+            )
 
 
 def guess_scales(outputs: int) -> tuple[float, ...]:
@@ -198,9 +208,8 @@ class LatentDiffusion(nn.Module):
         controls = []
         for control in conditioning.controls:
             network = control.network
-            count = len(network.zero_convs) + 1
-            scales = (control.scales,) * count if isinstance(control.scales, int | float) else control.scales
-            rows = control.hint.new_tensor(scales, dtype=torch.float32).expand(len(control.hint), count)
+            scales = control.hint.new_tensor(control.scales, dtype=torch.float32)
+            rows = scales.expand(len(control.hint), network.outputs)
             hint = _longer(control.hint.to(self.dtype), factor * self.config.vae.factor)
             hint, own = network.project_hint(hint), network.project_contexts(contexts)
             controls.append(_PreparedControl(network, hint, rows, own, network.project_film(film)))
@@ -210,6 +219,47 @@ class LatentDiffusion(nn.Module):
             self.unet.project_film(film),
             tuple(controls),
         )
+
+    def check(
+        self, conditioning: Conditioning, shape: Sequence[int], *, known: bool = False, name: str = "conditioning"
+    ) -> None:
+        """Refuse conditioning that does not fit this U-Net and its windows.
+
+        Args:
+            conditioning: for :meth:`prepare`, which refuses other widths or numbers of contexts.
+            shape: of the noisy latents, ``[B, C, T, F]``.
+            known: whether a beginning is given, of which a channel of its own tells the U-Net.
+            name: of the conditioning in the message.
+
+        Raises:
+            ConfigError: a part is missing or not wanted, of other rows, or of another size.
+        """
+        batch, channels, steps, cells = shape
+        unet, factor = self.config.unet, self.config.vae.factor
+        extra = unet.in_channels - channels - known
+        if extra < 0:
+            raise ConfigError(
+                f"a known beginning was given to a U-Net of {unet.in_channels} input channels, which has none to be "
+                "told of it; give it as masked instead"
+            )
+        _fits(f"the concat of the {name}", conditioning.concat, (batch, extra, steps, cells) if extra else None)
+        film = None if unet.film_dim is None else (batch, unet.film_dim)
+        _fits(f"the film vector of the {name}", conditioning.film, film)
+        for context, mask in conditioning.contexts:
+            if context.ndim != 3 or len(context) != batch or not context.shape[1]:
+                raise ConfigError(
+                    f"a context of the {name} has the shape {list(context.shape)}; [{batch}, 1 or more, width] is due"
+                )
+            if mask is not None:
+                _fits(f"a context's mask in the {name}", mask, tuple(context.shape[:2]))
+        for control in conditioning.controls:
+            made = control.network.control
+            if (made.unet, made.hint_factor) != (unet, factor):
+                raise ConfigError(
+                    f"a ControlNet of the {name} was made for another U-Net or autoencoder; give one trained for this"
+                )
+            size = (batch, made.hint_channels, steps * factor, cells * factor)
+            _fits(f"a control's hint in the {name}", control.hint, size, "(controls.following cuts one to each window)")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -241,6 +291,9 @@ class LatentDiffusion(nn.Module):
 
         Returns:
             ``[B, C, T, F]`` float32, on the scale of the denoiser; the known beginning is returned unchanged.
+
+        Raises:
+            ConfigError: an option is out of range, or a conditioning that is read does not fit, see :meth:`check`.
         """
         guidance = self.config.guidance if options.guidance is None else options.guidance
 
@@ -251,6 +304,9 @@ class LatentDiffusion(nn.Module):
             return self.predict(x, torch.full((len(x),), t, device=x.device), prepared, given)
 
         first, factor = draw(INITIAL), self.config.unet.factor
+        self.check(conditioning, first.shape, known=known is not None)
+        if guidance != 1.0:
+            self.check(unconditional, first.shape, known=known is not None, name="unconditional conditioning")
 
         def drawn(step: int) -> Tensor:
             noise = first if step == INITIAL else draw(step)
@@ -300,6 +356,15 @@ class LatentDiffusion(nn.Module):
         """Synthesise log-mel ``[B, M, bins]`` to float32 samples ``[B, hop * M]``."""
         samples: Tensor = self.vocoder(mel.mT.contiguous())
         return samples[:, : mel.shape[1] * self.config.mel.hop].float()
+
+
+def _fits(what: str, given: Tensor | None, wanted: tuple[int, ...] | None, advice: str = "") -> None:
+    """Refuse a part of a conditioning of another shape, or one that is missing or not wanted."""
+    seen = None if given is None else tuple(given.shape)
+    if seen != wanted:
+        has = "is missing" if seen is None else f"has the shape {list(seen)}"
+        todo = "does not take one; leave it out" if wanted is None else f"needs {list(wanted)}; give that"
+        raise ConfigError(f"{what} {has}; this U-Net {todo} {advice}".rstrip())
 
 
 def _longer(x: Tensor, factor: int) -> Tensor:

@@ -18,6 +18,7 @@ from semanticodec.config import (
     ScheduleConfig,
     VocosConfig,
 )
+from semanticodec.errors import ConfigError
 from semanticodec.latent import Conditioning, Control, Known, LatentDiffusion
 from semanticodec.nn.controlnet import ControlNet
 from semanticodec.training import diffusion
@@ -82,6 +83,13 @@ def test_a_known_beginning_is_not_compared() -> None:
     loss = denoising_loss(latent, given, x0, drawn, t, known)
     torch.testing.assert_close(denoising_loss(latent, given, x0, other, t, known), loss)
     assert (denoising_loss(latent, given, x0 + 1, drawn, t, known) - loss).abs() > 1e-3
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"concat of the conditioning is missing; this U-Net needs \[2, 4, 8, 4\]"):
+        denoising_loss(
+            core(), replace(conditioning(), concat=None), noise(*SHAPE), noise(*SHAPE), torch.tensor([20, 700])
+        )
 
 
 @pytest.mark.parametrize("length", [1, 3, 5])

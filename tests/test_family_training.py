@@ -196,13 +196,47 @@ def test_audioldm2_reads_the_sequence_and_the_text(tokenizers: Path, mae: AudioM
     assert learns(latent, batch, tmp_path) < 0.75
 
 
-def test_a_speech_model_reads_every_patch(tokenizers: Path, mae: AudioMAE, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_speech_model_reads_every_patch(
+    tokenizers: Path, mae: AudioMAE, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     latent, prompts = core(small("audioldm2-speech-ljspeech", contexts=(None, 16))), conditioner("speech", tokenizers)
     assert prompts.phonemes is not None
     spoken = noise(3, 4, 16), torch.ones(3, 4)
     monkeypatch.setattr(prompts.phonemes, "text", lambda _: spoken)
     batches = [described(latent, prompts, Prompts(TEXTS), sounds(), seeded(seed), mae) for seed in range(6)]
-    assert {batch.conditioning.contexts[0][0].shape[1] for batch in batches} == {3, 64}
+    by_length = {batch.conditioning.contexts[0][0].shape[1]: batch for batch in batches}
+    assert by_length.keys() == {3, 64}
+    assert (latent.config.prediction, latent.config.unet.film_dim) == ("eps", None)
+    assert learns(latent, by_length[64], tmp_path) < 0.75
+
+
+def test_audioldm_48k_reads_claps_vector_of_the_text(clap: PromptConditioner, tmp_path: Path) -> None:
+    row = small("audioldm_48k", film=12, contexts=(None, None))
+    vae = VAEConfig(base=4, mults=(1, 2, 2, 2), res_blocks=1, latent_channels=16, groups=2)
+    latent = core(replace(row, vae=vae, mel=replace(row.mel, bins=64)))
+    batch = described(latent, clap, Prompts(TEXTS), sounds(48_000), seeded())
+    assert batch.conditioning.film is not None
+    assert torch.equal(batch.conditioning.film, clap.clap.text(TEXTS))
+    assert not batch.conditioning.contexts
+    assert batch.unconditional.film is not None
+    torch.testing.assert_close(batch.unconditional.film, clap.clap.text([""] * 3))
+    assert batch.latents.shape == (3, 16, 8, 8)
+    assert latent.config.prediction == "eps"
+    assert learns(latent, batch, tmp_path) < 0.75
+
+
+def test_audioldm_crossattn_reads_the_text(tokenizers: Path, tmp_path: Path) -> None:
+    latent = core(small("audioldm_16k_crossattn_t5", contexts=(None, 16)))
+    prompts = conditioner("t5", tokenizers)
+    assert prompts.t5 is not None
+    batch = described(latent, prompts, Prompts(TEXTS), sounds(), seeded())
+    ((told, mask),), (states, seen) = batch.conditioning.contexts, prompts.t5.text(TEXTS)
+    assert torch.equal(told, states)
+    assert mask is not None
+    assert torch.equal(mask, seen)
+    assert batch.conditioning.film is None
+    torch.testing.assert_close(batch.unconditional.contexts[0][0][0, :1], prompts.t5.text([""])[0][0])
+    assert learns(latent, batch, tmp_path) < 0.75
 
 
 def test_what_does_not_fit_is_said(tokenizers: Path, clap: PromptConditioner, mae: AudioMAE) -> None:

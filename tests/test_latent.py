@@ -329,6 +329,66 @@ def test_encoding_gives_latents_on_the_denoisers_scale(system: LatentDiffusion) 
     assert system.wave(system.mel(posterior.mean)).shape == (2, 32 * 480)
 
 
+# --- what does not fit
+
+
+def refused(system: LatentDiffusion, asked: Conditioning, absent: Conditioning, match: str, **given: float) -> None:
+    """Expect a ConfigError before anything is computed."""
+    ran: list[object] = []
+    handles = [module.register_forward_pre_hook(lambda *a: ran.append(a)) for module in system.modules()]
+    with pytest.raises(ConfigError, match=match):
+        run(system, asked, absent, batch=2, options=SamplerOptions(**given))
+    for handle in handles:
+        handle.remove()
+    assert not ran
+
+
+@pytest.mark.parametrize("half", ["conditioning", "unconditional conditioning"])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"concat": None}, r"concat of the {} is missing; this U-Net needs \[2, 2, 8, 8\]"),
+        ({"concat": noise(2, 2, 7, 8)}, r"concat of the {} has the shape \[2, 2, 7, 8\]"),
+        ({"concat": noise(2, 3, 8, 8)}, r"concat of the {} has the shape \[2, 3, 8, 8\]"),
+        ({"film": None}, r"film vector of the {} is missing; this U-Net needs \[2, 3\]"),
+        ({"film": noise(1, 3)}, r"film vector of the {} has the shape \[1, 3\]"),
+        ({"contexts": ((noise(1, 3, 5), None), (noise(2, 4, 6), None))}, r"context of the {} has .*\[1, 3, 5\]"),
+        ({"contexts": ((noise(2, 0, 5), None), (noise(2, 4, 6), None))}, r"context of the {} has .*\[2, 0, 5\]"),
+        ({"contexts": ((noise(2, 5), None), (noise(2, 4, 6), None))}, r"context of the {} has .*\[2, 5\]"),
+        (
+            {"contexts": ((noise(2, 3, 5), torch.ones(2, 4)), (noise(2, 4, 6), None))},
+            r"mask in the {} has the shape \[2, 4\]; this U-Net needs \[2, 3\]",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    system: LatentDiffusion, half: str, change: dict[str, object], match: str
+) -> None:
+    good, bad = everything(2, 8), replace(everything(2, 8), **change)
+    asked, absent = (bad, good) if half == "conditioning" else (good, bad)
+    refused(system, asked, absent, match.format(half), guidance=2.0)
+    if half == "conditioning":
+        refused(system, bad, bad, match.format(half), guidance=1.0)
+    else:
+        run(system, good, bad, batch=2, options=SamplerOptions(guidance=1.0))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_concat_that_nothing_reads_is_refused(guidance: float) -> None:
+    plain = LatentDiffusion(replace(SYSTEM, unet=replace(SYSTEM.unet, in_channels=4)))
+    given = everything(2, 8)
+    without = replace(given, concat=None)
+    refused(plain, given, without, "concat of the conditioning .* does not take one; leave it out", guidance=guidance)
+    refused(plain, given, given, "concat of the conditioning .* does not take one", guidance=guidance)
+
+
+def test_a_beginning_that_the_network_is_not_told_of_is_refused() -> None:
+    plain = LatentDiffusion(replace(SYSTEM, unet=replace(UNET, in_channels=4)))
+    start = Known(noise(1, 4, 2, 8), torch.tensor([True]))
+    with pytest.raises(ConfigError, match="4 input channels, which has none to be told of it; give it as masked"):
+        plain.generate(Conditioning(), Conditioning(), lambda _: noise(1, 4, 8, 8), SamplerOptions(), start)
+
+
 # --- controls
 
 
@@ -362,7 +422,7 @@ def test_several_controls_add_up(system: LatentDiffusion, control: Control) -> N
 
 
 def test_every_output_has_its_scale(system: LatentDiffusion, control: Control) -> None:
-    outputs = len(control.network.zero_convs) + 1
+    outputs = control.network.outputs
     assert guess_scales(outputs)[-1] == 1
     assert guess_scales(13)[0] == pytest.approx(0.825**12)
     asked, absent = everything(1, 8), everything(1, 8, seed=30)
@@ -378,3 +438,26 @@ def test_other_controls_in_the_unconditional_are_refused(system: LatentDiffusion
     asked, absent = everything(1, 8), everything(1, 8)
     with pytest.raises(ConfigError, match="the same, in this order, or none"):
         run(system, asked, replace(absent, controls=(control,)))
+
+
+@pytest.mark.parametrize("scales", [(), (0.5,), (1.0,) * 99])
+def test_every_output_needs_its_scale(control: Control, scales: tuple[float, ...]) -> None:
+    outputs = control.network.outputs
+    with pytest.raises(ConfigError, match=rf"{len(scales)} scales were given for the {outputs} outputs.*one number"):
+        replace(control, scales=scales)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 60, 64), (2, 1, 72, 64), (2, 2, 64, 64), (1, 1, 64, 64), (2, 1, 64, 32)])
+def test_a_hint_of_another_size_is_refused(system: LatentDiffusion, control: Control, shape: tuple[int, ...]) -> None:
+    asked = replace(everything(2, 8), controls=(replace(control, hint=noise(*shape)),))
+    absent = everything(2, 8)
+    needed = r"this U-Net needs \[2, 1, 64, 64\]; give that \(controls.following"
+    refused(system, asked, absent, f"hint in the conditioning .*{needed}", guidance=2.0)
+    refused(system, absent, asked, f"hint in the unconditional conditioning .*{needed}", guidance=2.0)
+
+
+def test_a_control_of_another_network_is_refused(system: LatentDiffusion, control: Control) -> None:
+    config = control.network.control
+    for other in (replace(config, hint_factor=4), replace(config, unet=replace(config.unet, depth=2))):
+        asked = replace(everything(2, 8), controls=(replace(control, network=ControlNet(other)),))
+        refused(system, asked, everything(2, 8), "was made for another U-Net or autoencoder", guidance=1.0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from prompting import PHONEMES
 from tiny import fill, noise
 
 from semanticodec.conditioners import phonemes
-from semanticodec.conditioners.phonemes import SYMBOLS, Phonemes, clean, phonemize, symbol_ids
+from semanticodec.conditioners.phonemes import SYMBOLS, CutWarning, Phonemes, clean, phonemize, symbol_ids
 from semanticodec.errors import ConfigError
 from semanticodec.nn.phonemes import RelativeAttention
 
@@ -49,17 +51,47 @@ def test_phonemize() -> None:
 @needs_espeak
 def test_a_row_is_the_same_in_any_batch(front: Phonemes) -> None:
     texts = ["Good morning.", "", "She sells sea shells by the sea shore, and I bought them all."]
-    ids, mask = front.tokenize(texts)
+    with pytest.warns(CutWarning):
+        ids, mask = front.tokenize(texts)
     assert ids.shape == mask.shape == (3, 30)
     assert mask.sum(1).tolist() == [len(symbol_ids(phonemize(texts[0]))), 0, 30]
     assert ids[0, int(mask[0].sum()) - 1] == 182
     assert not ids[1].any()
     assert not (ids[0] * (1 - mask[0])).any()
-    states, seen = front.text(texts)
+    with pytest.warns(CutWarning):
+        states, seen = front.text(texts)
     for row, text in enumerate(texts):
-        alone, one = front.text([text])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CutWarning)
+            alone, one = front.text([text])
         assert torch.equal(one[0], seen[row])
         torch.testing.assert_close(alone[0], states[row], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["你好", "你好, 世界!", "Привет мир", "_"])
+def test_what_cannot_be_spoken_is_refused(front: Phonemes, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Not even espeak is asked for most; of "_" it says nothing."""
+    monkeypatch.setattr(phonemes, "_espeak", lambda: SimpleNamespace(phonemize=lambda _, strip: [""]))  # noqa: ARG005
+    with pytest.raises(ConfigError, match=rf"nothing in '{text}' can be spoken.*Latin letters"):
+        front.tokenize(["", text])
+
+
+def test_how_much_is_not_read_is_told_once(front: Phonemes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of n letters is n symbols and the end."""
+    monkeypatch.setattr(phonemes, "phonemize", str)
+    texts = ["a" * 29, "b" * 30, "c" * 99]
+    with pytest.warns(CutWarning) as told:
+        ids, mask = front.tokenize(texts)
+    assert len(told) == 1
+    said = str(told[0].message)
+    assert "1 of 31 ('bbb" in said
+    assert "70 of 100 ('ccc" in said
+    assert "aaa" not in said
+    assert mask.sum(1).tolist() == [30, 30, 30]
+    assert [int((row == 182).sum()) for row in ids] == [1, 0, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        front.tokenize(texts[:1])
 
 
 def test_where_nothing_is_said_there_are_only_positions(front: Phonemes) -> None:

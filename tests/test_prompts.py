@@ -213,3 +213,12 @@ def test_tokenizers_of_a_folder(tmp_path: Path) -> None:
     assert module.clap.tokenizer(["a dog", "a"])[0].tolist() == [[0, 4, 5, 2], [0, 4, 2, 1]]
     assert module.t5 is not None
     assert module.t5.tokenizer(["a dog", ""])[0].tolist() == [[4, 5, 1], [1, 0, 0]]
+
+
+def test_speech_is_one_window_long(tmp_path: Path) -> None:
+    """Its sequence says when what is heard; that of other systems does so for sounds that may come again."""
+    speech = conditioner("speech", tmp_path)
+    speech.check_duration(10.24, 10.24)
+    with pytest.raises(ConfigError, match=r"12.5 s of speech.*10.24 s at a time; split.*into sentences"):
+        speech.check_duration(12.5, 10.24)
+    conditioner("sequence", tmp_path).check_duration(12.5, 10.24)

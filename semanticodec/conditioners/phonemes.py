@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -50,6 +51,10 @@ _ABBREVIATION = re.compile(rf"\b({'|'.join(_SHORT)})\.")
 _QUOTES = str.maketrans("‘’“”«»—–", '\'\'""""--')
 
 
+class CutWarning(UserWarning):
+    """Something is longer than what reads it, and its end is not read."""
+
+
 def clean(text: str) -> str:
     """Return ``text`` in lower-case ASCII with abbreviations spelled out.
 
@@ -78,12 +83,20 @@ def phonemize(text: str) -> str:
     """Return American English in the International Phonetic Alphabet, with stress and punctuation.
 
     Raises:
-        ConfigError: phonemizer or espeak-ng is not installed.
+        ConfigError: there is a text but nothing in it to read, or phonemizer or espeak-ng is not installed.
     """
-    cleaned = clean(text)
-    if not cleaned:
+    if not text.strip():
         return ""
-    return " ".join(_espeak().phonemize([cleaned], strip=True)[0].split())
+    cleaned = clean(text)
+    # Of a sentence in another script its punctuation may be left.
+    wordless = any(map(str.isalnum, text)) and not any(map(str.isalnum, cleaned))
+    phonemes = "" if wordless or not cleaned else " ".join(_espeak().phonemize([cleaned], strip=True)[0].split())
+    if not phonemes:
+        raise ConfigError(
+            f"nothing in {text!r} can be spoken: English in Latin letters is read, with digits and punctuation, and "
+            "other scripts are left out; write the text in Latin letters"
+        )
+    return phonemes
 
 
 def symbol_ids(phonemes: str) -> list[int]:
@@ -100,21 +113,33 @@ class Phonemes(nn.Module):
         self.encoder = PhonemeEncoder(**asdict(config))
 
     def tokenize(self, transcriptions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return ids int64 ``[B, length]`` and their mask; longer transcriptions are cut.
+        """Return ids int64 ``[B, length]`` and their mask.
 
-        An empty transcription is all padding: it asks for nothing.
+        An empty transcription is all padding: it asks for nothing.  Longer ones are cut, the end symbol included, as
+        published; a :class:`CutWarning` tells.
 
         Raises:
-            ConfigError: phonemizer or espeak-ng is not installed.
+            ConfigError: as :func:`phonemize`.
         """
         ids = torch.full((len(transcriptions), self.config.length), PAD)
         mask = torch.zeros(len(transcriptions), self.config.length)
+        lost = []
         for row, text in enumerate(transcriptions):
             phonemes = phonemize(text)
             if phonemes:
-                found = symbol_ids(phonemes)[: self.config.length]
+                every = symbol_ids(phonemes)
+                found = every[: self.config.length]
                 ids[row, : len(found)] = torch.tensor(found)
                 mask[row, : len(found)] = 1
+                if len(every) > len(found):
+                    lost.append(f"{len(every) - len(found)} of {len(every)} ({text[:20]!r}...)")
+        if lost:
+            warnings.warn(
+                f"{self.config.length} symbols of a transcription are read; not read, the end among them, are "
+                f"{', '.join(lost)}: split it into sentences",
+                CutWarning,
+                stacklevel=2,
+            )
         return ids, mask
 
     def text(self, transcriptions: Sequence[str]) -> Context:
@@ -124,7 +149,7 @@ class Phonemes(nn.Module):
             ``[B, length, D]`` and the mask ``[B, length]``.
 
         Raises:
-            ConfigError: phonemizer or espeak-ng is not installed.
+            ConfigError: as :func:`phonemize`.
         """
         ids, mask = (x.to(self.encoder.positions.device) for x in self.tokenize(transcriptions))
         states: Tensor = self.encoder(ids, mask)

@@ -65,7 +65,8 @@ class PromptConditioner(nn.Module):
 
         Raises:
             CheckpointError: a tokenizer's files cannot be found.
-            ConfigError: a transcription was given to a model that does not read any, or a library is missing.
+            ConfigError: a transcription was given to a model that does not read any, there is nothing in one that can
+                be spoken, or a library is missing.
         """
         if prompts.transcriptions and self.phonemes is None:
             raise ConfigError("this model reads no transcriptions; describe the sound in the text instead")
@@ -125,6 +126,24 @@ class PromptConditioner(nn.Module):
         states = None if self.t5 is None else self.t5.unconditional(batch)
         film = self.clap.unconditional(batch) if self.config.film else None
         return self._conditioning(film, written, states)
+
+    def check_duration(self, seconds: float, window: float) -> None:
+        """Refuse speech that is longer than one window, whose sequence says in order what is heard when.
+
+        Args:
+            seconds: to be generated.
+            window: seconds that the sequence stands for.
+
+        Raises:
+            ConfigError: every further window would say the same again.
+
+        Source: spec 4.3: the 512 vectors of speech are 64 moments of 8 bands; published is 10.24 s alone.
+        """
+        if self.phonemes is not None and self.sequence is not None and seconds > window:
+            raise ConfigError(
+                f"{seconds:g} s of speech were asked for, and this model speaks for {window:g} s at a time; split the "
+                "transcription into sentences and generate each"
+            )
 
     def rank(self, waves: Tensor, sample_rate: int, wanted: Sequence[str] | Tensor) -> Ranking:
         """Tell which candidates are nearest to what was asked for.

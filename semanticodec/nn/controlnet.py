@@ -39,6 +39,11 @@ class ControlNet(Contraction):
         self.zero_convs = nn.ModuleList(nn.Sequential(zeroed(nn.Conv2d(c, c, 1))) for c in self.widths)
         self.middle_block_out = nn.Sequential(zeroed(nn.Conv2d(self.widths[-1], self.widths[-1], 1)))
 
+    @property
+    def outputs(self) -> int:
+        """How many tensors it adds: one per skip, and one to the middle."""
+        return len(self.zero_convs) + 1
+
     def copy_from(self, unet: UNet) -> None:
         """Start as the U-Net's own way down; what is added to it is nothing yet."""
         own = self.state_dict()

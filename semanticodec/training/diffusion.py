@@ -56,8 +56,12 @@ def denoising_loss(
         noise: standard normal, of the shape of the beginning and ``x0`` together.
         t: timesteps ``[B]``.
         known: the beginning, which is given and therefore not compared.
+
+    Raises:
+        ConfigError: the conditioning does not fit the latents.
     """
     whole = x0 if known is None else torch.cat([known.latents, x0], 2)
+    latent.check(conditioning, whole.shape, known=known is not None)
     noisy = latent.schedule.add_noise(whole, noise, t)
     target = noise if latent.config.prediction == "eps" else latent.schedule.velocity(whole, noise, t)
     error = latent.predict(noisy, t, latent.prepare(conditioning), known) - target
