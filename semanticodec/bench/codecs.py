@@ -202,7 +202,7 @@ def loaded(spec: Semanticodec) -> tuple[SemantiCodec, SamplerOptions]:
 def _code() -> str:
     """Return a digest of the source between samples and codes."""
     root = Path(__file__).parent.parent
-    names = ("audio", "codec", "config", "diffusion", "latent", "model", "windows")
+    names = ("audio", "codec", "config", "diffusion", "latent", "model", "schedule", "windows")
     return _content((*(root / f"{name}.py" for name in names), *sorted((root / "nn").glob("*.py"))))
 
 
@@ -241,7 +241,9 @@ class Decodes:
 
     def fingerprint(self) -> str:
         """Name the files by their content."""
-        return f"{self.name}/{_content(tuple(sorted(f for f in self.folder.rglob('*') if f.is_file())))}"
+        files = tuple(sorted(f for f in self.folder.rglob("*") if f.is_file()))
+        names = ",".join(str(file.relative_to(self.folder)) for file in files)
+        return f"{self.name}/{self.kbps!r}/{hashlib.sha256(names.encode()).hexdigest()}/{_content(files)}"
 
     def encode(self, clip: Clip) -> Coded:
         """Take the stated bitrate."""

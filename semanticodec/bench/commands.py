@@ -8,9 +8,10 @@ import shlex
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,7 +24,15 @@ from ..errors import AudioError, ConfigError
 from .clips import Clip, Wave
 from .codecs import About, Coded
 
-Payload = Literal["file", "ogg", "adts"]
+Payload = Literal["file", "ogg", "adts", "mp3", "codec2-700c", "codec2-1300"]
+LAUNCHER = """
+import os, resource, sys
+pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
+_, status, usage = os.wait4(pid, 0)
+open(sys.argv[1], "a").write(str(usage.ru_maxrss) + " ")
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""A small process that starts a program: the memory of the one that starts it counts as the program's."""
 TIMEOUT = 300
 """Seconds that a program may take with one clip."""
 
@@ -40,7 +49,8 @@ class Command:
         rate: sample rate in Hz of ``{input}``, mono, 16 bits.
         raw: whether both ends are headerless little-endian samples.
         payload: what of the coded file counts as net bits: all of it, the packets of an Ogg stream without its two
-            header packets, or AAC frames without their ADTS headers.
+            header packets, AAC or MP3 frames without their headers, or frames of Codec 2 without what fills them up
+            to bytes.
         ending: of the coded file's name.
         delay: algorithmic delay in seconds, if known.
     """
@@ -69,8 +79,12 @@ class Command:
 
     def fingerprint(self) -> str:
         """Name the programs by their content."""
-        programs = (shutil.which(shlex.split(c)[0]) or "" for c in (self.encode_command, self.decode_command))
-        digests = [hashlib.sha256(Path(program).read_bytes()).hexdigest() for program in programs]
+        digests = []
+        for command in (self.encode_command, self.decode_command):
+            program, *words = shlex.split(command)
+            # Scripts and models are words of the command.
+            files = [shutil.which(program) or "", *(word for word in words if Path(word).is_file())]
+            digests += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
         return "/".join((str(dataclasses.astuple(self)), *digests))
 
     def encode(self, clip: Clip) -> Coded:
@@ -87,7 +101,7 @@ class Command:
                 save(files["input"], wave, self.rate)
             _run(self.encode_command, files, "coded")
             data = files["coded"].read_bytes()
-        return Coded(data, 8 * _PAYLOADS[self.payload](data))
+        return Coded(data, _PAYLOADS[self.payload](data))
 
     def decode(self, coded: Coded, clip: Clip) -> Wave:  # noqa: ARG002
         """Run the second command on the coded file."""
@@ -114,6 +128,19 @@ class Command:
                 wave = channels.mean(0)
         result: Wave = resample(wave, rate, SAMPLE_RATE).numpy()
         return result
+
+    def peak_memory(self, clip: Clip) -> int:
+        """Return the most resident memory of the two programs in bytes."""
+        with tempfile.TemporaryDirectory() as folder:
+            told = Path(folder) / "told"
+            launcher = shlex.join([sys.executable, "-I", "-S", "-c", LAUNCHER, str(told)])
+            watched = dataclasses.replace(
+                self,
+                encode_command=f"{launcher} {self.encode_command}",
+                decode_command=f"{launcher} {self.decode_command}",
+            )
+            watched.decode(watched.encode(clip), clip)
+            return max(map(int, told.read_text().split())) * (1 if sys.platform == "darwin" else 1024)
 
     def _files(self, folder: Path) -> dict[str, Path]:
         sound = ".raw" if self.raw else ".wav"
@@ -169,7 +196,35 @@ def adts_payload(data: bytes) -> int:
     return payload
 
 
-_PAYLOADS = {"file": len, "ogg": ogg_payload, "adts": adts_payload}
+def mp3_payload(data: bytes) -> int:
+    """Return the bytes of an MP3 stream without the header of each frame."""
+    at = payload = 0
+    while at < len(data):
+        head = int.from_bytes(data[at : at + 4])
+        version, kbps = head >> 19 & 3, MP3_KBPS[head >> 19 & 3 == 3][head >> 12 & 15]
+        if head >> 21 != 0x7FF or version == 1 or head >> 17 & 3 != 1 or not kbps or head >> 10 & 3 == 3:
+            raise AudioError(f"no MP3 frame at byte {at}")
+        rate = (44_100, 48_000, 32_000)[head >> 10 & 3] >> {3: 0, 2: 1, 0: 2}[version]
+        length = (144 if version == 3 else 72) * 1000 * kbps // rate + (head >> 9 & 1)
+        payload += min(length, len(data) - at) - (4 if head >> 16 & 1 else 6)
+        at += length
+    return payload
+
+
+MP3_KBPS = (
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
+)
+"""Of layer III by the number in a frame's header: at the low sample rates of MPEG-2 and 2.5, and of MPEG-1."""
+_PAYLOADS: dict[Payload, Callable[[bytes], int]] = {
+    "file": lambda data: 8 * len(data),
+    "ogg": lambda data: 8 * ogg_payload(data),
+    "adts": lambda data: 8 * adts_payload(data),
+    "mp3": lambda data: 8 * mp3_payload(data),
+    "codec2-700c": lambda data: len(data) // 4 * 28,
+    "codec2-1300": lambda data: len(data) // 7 * 52,
+}
+"""Net bits of a coded file."""
 
 OPUS = (6, 8, 12, 16, 24)
 CODEC2 = ("700C", "1200", "1300", "1600", "2400", "3200")
@@ -203,6 +258,7 @@ def classical() -> Iterator[Command]:
             family="Codec 2",
             rate=8000,
             raw=True,
+            payload="codec2-700c" if mode == "700C" else "codec2-1300" if mode == "1300" else "file",
             delay=0.04 if mode in ("2400", "3200") else 0.08,
         )
     for rate, quality in SPEEX:
@@ -224,6 +280,7 @@ def classical() -> Iterator[Command]:
             f"{ffmpeg} {{input}} -codec:a libmp3lame -b:a {kbps}k -write_xing 0 -id3v2_version 0 {{coded}}",
             f"{ffmpeg} {{coded}} {{output}}",
             family="MP3",
+            payload="mp3",
             ending=".mp3",
         )
     for kbps in AAC:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import resource
 import sys
@@ -9,9 +10,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..config import SAMPLE_RATE
 from .clips import Clip
@@ -36,9 +39,24 @@ class Cost:
     first_block_ms: float | None
 
 
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _recurrent(x: torch.Size, inputs: torch.Size, states: torch.Size, *_: object, **__: object) -> int:
+    return 2 * math.prod(x[:2]) * (math.prod(inputs) + math.prod(states))
+
+
+UNCOUNTED: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent,
+}
+"""What PyTorch's counter does not know: fused attention and recurrent layers on a CPU."""
+
+
 def gflop(run: Callable[[], object]) -> float:
     """Count the multiply-adds (as two operations each) of one run, in GFLOP; meta tensors cost nothing."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
         run()
     return float(counter.get_total_flops()) / 1e9
 
@@ -51,15 +69,25 @@ def cost(codec: Codec, clip: Clip) -> Cost:
 
 
 def _cost(codec: Codec, clip: Clip) -> Cost:
-    codec.decode(codec.encode(clip), clip)
-    program = isinstance(codec, Command)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN if program else resource.RUSAGE_SELF).ru_maxrss
-    peak_mb = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    if program:
+    if isinstance(codec, Command):
         delay = codec.about().delay
-        return Cost(peak_mb, None, None if delay is None else 1000 * delay)
+        return Cost(codec.peak_memory(clip) / 1e6, None, None if delay is None else 1000 * delay)
+    codec.decode(codec.encode(clip), clip)
+    peak_mb = _peak_memory() / 1e6
     operations = gflop(lambda: codec.decode(codec.encode(clip), clip)) / clip.seconds
     return Cost(peak_mb, operations, _first_block(codec, clip) if isinstance(codec, Semanticodec) else None)
+
+
+def _peak_memory() -> int:
+    """Return the most resident memory of this process in bytes.
+
+    On Linux ``ru_maxrss`` begins with that of the process that started this one, and tells nothing here.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _first_block(codec: Semanticodec, clip: Clip) -> float:

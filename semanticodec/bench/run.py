@@ -212,11 +212,11 @@ def _gather(
 ) -> dict[str, dict[str, list[float]]]:
     """Collect measure -> clip -> [value, weight] of one codec."""
     about, values = codec.about(), dict[str, dict[str, list[float]]]()
-    names = {_key(name, delay, plan.compensate): name for name in metrics}
     for clip in plan.clips:
         if f"{codec.name} on {clip.name}" in failed:
             continue
         record = entry(codec, clip).read()
+        names = {_key(name, delay, plan.compensate, clip): name for name in metrics}
         found = {name: value for key, name in names.items() if (value := record["scores"].get(key))}
         notes = record["scores"].get(_key("notes", delay, plan.compensate))
         if notes:
@@ -236,9 +236,12 @@ def _costs(record: Mapping[str, Any], about: About, seconds: float) -> dict[str,
     return {f"kbps_{name}": (n / seconds / 1000, seconds) for name, n in bits.items() if n is not None} | found
 
 
-def _key(name: str, delay: int, compensate: bool) -> str:
+def _key(name: str, delay: int, compensate: bool, clip: Clip | None = None) -> str:
     version = METRICS[name].version if name in METRICS else 1
-    return f"{name}@{version}/{delay if compensate else 'as it is'}"
+    key = f"{name}@{version}/{delay if compensate else 'as it is'}"
+    if name == "wer" and clip is not None:  # what was said is in no other key
+        key += f"/{hashlib.sha256((clip.text or '').encode()).hexdigest()[:16]}"
+    return key
 
 
 def _code(codec: Codec, clip: Clip, entry: Entry) -> str | None:
@@ -302,7 +305,7 @@ def _score(clip: Clip, entry: Entry, metrics: Sequence[str], delay: int, compens
     """Take the metrics that are not known yet; each is written as soon as it is."""
     record = entry.read()
     scores: dict[str, Value | None] = record["scores"]
-    wanted = {name: key for name in metrics if (key := _key(name, delay, compensate)) not in scores}
+    wanted = {name: key for name in metrics if (key := _key(name, delay, compensate, clip)) not in scores}
     if not wanted:
         return
     original = _original(clip)
@@ -327,11 +330,14 @@ class _workers:
         if jobs > 1:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+        self._threads = torch.get_num_threads()
 
     def __enter__(self) -> Callable[..., Iterator[tuple[Any, Any]]]:
+        torch.set_num_threads(1)  # times are those of one thread, here as in the pool
         return self._each
 
     def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._threads)
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 

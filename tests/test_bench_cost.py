@@ -1,0 +1,98 @@
+"""What the bench says of bits, memory, operations and threads, and what its cache depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from tiny import noise
+from torch import nn
+from torch.nn import functional
+
+from semanticodec.bench.clips import Clip
+from semanticodec.bench.codecs import Decodes
+from semanticodec.bench.commands import Command, classical, mp3_payload
+from semanticodec.bench.cost import gflop
+from semanticodec.bench.run import _key, _workers
+from semanticodec.errors import AudioError
+
+SECONDS = 2.0
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Clip:
+    soundfile.write(tmp_path / "noise.flac", noise(round(SECONDS * 16_000), scale=0.1).numpy(), 16_000)
+    return Clip("noise", "sound", tmp_path / "noise.flac")
+
+
+def program(name: str) -> Command:
+    command = next(one for one in classical() if one.name == name)
+    if missing := command.missing():
+        pytest.skip(missing)
+    return command
+
+
+@pytest.mark.parametrize(("name", "bits"), [("codec2-700c", 700), ("codec2-1300", 1300), ("codec2-1200", 1200)])
+def test_what_fills_frames_up_to_bytes_is_no_bit(name: str, bits: int, clip: Clip) -> None:
+    coded = program(name).encode(clip)
+    assert coded.net_bits == pytest.approx(bits * SECONDS, rel=0.03)
+    assert coded.net_bits <= 8 * len(coded.data)
+
+
+def test_headers_of_mp3_frames_are_no_bits(clip: Clip) -> None:
+    coded = program("mp3-16").encode(clip)
+    frames = 1 + SECONDS * 16_000 / 576
+    assert 8 * len(coded.data) - coded.net_bits == pytest.approx(32 * frames, rel=0.06)
+    with pytest.raises(AudioError, match="no MP3 frame at byte 0"):
+        mp3_payload(b"RIFF" + coded.data)
+
+
+def test_memory_is_the_programs_own(clip: Clip) -> None:
+    ballast = torch.ones(50_000_000)
+    assert 1e6 < program("codec2-1200").peak_memory(clip) < 50e6
+    assert ballast.sum() > 0
+
+
+def test_operations_that_pytorch_does_not_count() -> None:
+    lstm = nn.LSTM(8, 16, 2, bidirectional=True, batch_first=True)
+    # Per step and direction: four gates of 16 that see 8 or 32 inputs and 16 states; a multiply-add is two.
+    assert gflop(lambda: lstm(torch.randn(3, 5, 8))) * 1e9 == pytest.approx(2 * 15 * 2 * 64 * (8 + 16 + 32 + 16))
+    query = torch.randn(1, 2, 7, 16)
+    attend = functional.scaled_dot_product_attention
+    assert gflop(lambda: attend(query, query, query)) * 1e9 == pytest.approx(2 * 2 * 2 * 7 * 7 * 16)
+
+
+def test_times_are_of_one_thread() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with _workers(1) as each:
+            seen = [threads for _, threads in each(lambda _: torch.get_num_threads(), [(0,)], "", lambda *_: None)]
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+class TestCacheFollows:
+    def test_bitrates_and_names_of_decodes(self, tmp_path: Path) -> None:
+        (tmp_path / "a.wav").write_bytes(b"a")
+        seen = {Decodes("x", tmp_path, kbps).fingerprint() for kbps in (1.5, 3.0)}
+        (tmp_path / "a.wav").rename(tmp_path / "b.wav")
+        seen.add(Decodes("x", tmp_path, 1.5).fingerprint())
+        assert len(seen) == 3
+
+    def test_scripts_in_commands(self, tmp_path: Path) -> None:
+        script = tmp_path / "encode.py"
+        codec = Command("x", f"python3 {script} {{input}} {{coded}}", "python3 decode.py {coded} {output}")
+        seen = set()
+        for text in ("one", "two"):
+            script.write_text(text)
+            seen.add(codec.fingerprint())
+        assert len(seen) == 2
+
+    def test_what_was_said(self, clip: Clip) -> None:
+        said = [Clip("noise", "speech", clip.path, text) for text in ("right", "wrong", None)]
+        assert len({_key("wer", 0, True, one) for one in said}) == 3
+        assert len({_key("stoi", 0, True, one) for one in said}) == 1
