@@ -34,7 +34,7 @@ from semanticodec.nn.quantize import nearest
 from semanticodec.training import __main__ as command
 from semanticodec.training import latent, loop, mae, polish, stages, vae, vocoder
 from semanticodec.training.blocks import Blocks, kmeans
-from semanticodec.training.data import Clip, Corpus, Crops
+from semanticodec.training.data import Clip, Corpus, Crops, manifest
 from semanticodec.training.loop import RunOptions, Stage, rate_at
 from semanticodec.training.stages import STAGES, Session
 
@@ -641,6 +641,13 @@ class TestExport:
         assert "| music source | owner/music | CC0-1.0 | 0.00 |" in card
         assert "| speech source | owner/speech | CC0-1.0 | 0.00 |" in card
         assert "optional" not in card
+        assert "no-as-is-resale" not in card
+
+    def test_the_card_names_a_clause(self, audio: Path, tmp_path: Path) -> None:
+        text = (audio / "train_manifest.csv").read_text().replace("CC0-1.0,music", "CC-BY+no-as-is-resale,music")
+        (tmp_path / "train_manifest.csv").write_text(text)
+        clips = [Clip(row["file"], row["kind"], 0, 1) for row in manifest(tmp_path)]
+        assert "may not be sold as they are" in stages.card("x", "x", tmp_path, clips)
 
 
 class TestCommand:

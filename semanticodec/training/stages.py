@@ -260,6 +260,8 @@ def card(name: str, title: str, audio: Path, clips: Sequence[Clip]) -> str:
     lines = [
         f"| {source} | {repo} | {licence} | {time:.2f} |" for (source, repo, licence), time in sorted(hours.items())
     ]
+    clause = any("no-as-is-resale" in licence for _, _, licence in hours)
+    note = "Recordings marked no-as-is-resale may not be sold as they are; the weights hold no recording."
     return "\n".join(
         [
             f"# {name}",
@@ -269,6 +271,7 @@ def card(name: str, title: str, audio: Path, clips: Sequence[Clip]) -> str:
             "| source | repository | licence | hours |",
             "|---|---|---|---|",
             *lines,
+            *(["", note] if clause else []),
             "",
         ]
     )
