@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ class Editor:
         sample_rate: int,
         regions: Sequence[Region],
         *,
-        renew: bool = False,
+        renew: bool = True,
         seed: int = 0,
         options: SamplerOptions | None = None,
     ) -> Tensor:
@@ -113,7 +113,8 @@ class Editor:
             wave: as in :meth:`transfer`.
             sample_rate: as in :meth:`transfer`.
             regions: what to generate; what lies in none of them is kept.
-            renew: the published masking rule, fresh noise on the kept part before each step (sampler "ddim").
+            renew: the published masking rule: fresh noise on the kept part before each step, by DDIM whatever the
+                options name.  What is generated fits what is kept better than by the options' own sampler (False).
             seed: as in :meth:`transfer`.
             options: as in :meth:`transfer`.
 
@@ -143,7 +144,7 @@ class Editor:
         *,
         before: float = 0.0,
         after: float = 0.0,
-        renew: bool = False,
+        renew: bool = True,
         seed: int = 0,
         options: SamplerOptions | None = None,
     ) -> Tensor:
@@ -186,7 +187,7 @@ class Editor:
         sample_rate: int,
         *,
         cutoff: float,
-        renew: bool = False,
+        renew: bool = True,
         seed: int = 0,
         options: SamplerOptions | None = None,
     ) -> Tensor:
@@ -252,12 +253,15 @@ class Editor:
         gain = self.peak / loudest if self.peak and loudest else 1.0
         step = self.latent.config.step_samples
         steps = -(-whole.shape[1] // step)
+        options = options or SamplerOptions()
+        if renew:
+            options = replace(options, sampler="ddim", eta=1.0 if options.eta is None else options.eta)
         with torch.inference_mode():
             given = self._encode(functional.pad(whole * gain, (0, steps * step - whole.shape[1])))
             keep = torch.zeros(1, 1, steps, given.shape[3])
             if regions is not None:
                 keep = cell_mask(self.latent.config, steps, regions)
-            latents = self._sample(given, keep.to(given), strength, _shared(seed), options or SamplerOptions(), renew)
+            latents = self._sample(given, keep.to(given), strength, _shared(seed), options, renew)
             heard = self._decode(latents)[:, : whole.shape[1]] / gain
         result = heard.clone() if regions is None else composed(whole, heard, regions, self.sample_rate)
         return result.reshape(source.shape)

@@ -107,8 +107,7 @@ class TestInpaint:
         published, ours = (editor().inpaint(wave, RATE, region, renew=renew, options=ddim) for renew in (True, False))
         assert torch.equal(published[:6400], wave[:6400])
         assert not torch.allclose(published, ours, atol=1e-3)
-        with pytest.raises(ConfigError, match="'ddim'"):
-            editor().inpaint(wave, RATE, region, renew=True)
+        assert torch.equal(editor().inpaint(wave, RATE, region), published)  # it is the default
 
     def test_only_windows_with_something_to_do_are_generated(self, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = []
@@ -481,9 +480,10 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("words", "renew", "options"),
         [
-            (["--renew"], True, SamplerOptions(sampler="ddim")),
-            (["--published"], False, dataclasses.replace(PUBLISHED, steps=None, guidance=None)),
-            (["--renew", "--published", "--steps", "2"], True, dataclasses.replace(PUBLISHED, steps=2, guidance=None)),
+            ([], True, SamplerOptions(sampler="ddim")),
+            (["--no-renew"], False, SamplerOptions()),
+            (["--no-renew", "--published"], False, dataclasses.replace(PUBLISHED, steps=None, guidance=None)),
+            (["--published", "--steps", "2"], True, dataclasses.replace(PUBLISHED, steps=2, guidance=None)),
         ],
     )
     def test_the_published_ways(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Edit = tuple[str, dict[str, Any]]
 """The editor's method, and what it is told besides seed and sampler."""
 Renew = Annotated[
-    bool, typer.Option("--renew", help="The published masking: fresh noise on the kept part before each step (DDIM).")
+    bool, typer.Option("--renew/--no-renew", help="Fresh noise on the kept part before each step, as published (DDIM).")
 ]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Change recordings with a model that generates.")
@@ -41,7 +41,7 @@ def inpaint(
     ] = None,
     low: Annotated[list[float] | None, typer.Option(min=0, help="Hz from which on to generate.  [default: 0]")] = None,
     high: Annotated[list[float] | None, typer.Option(help="Hz up to which to generate.  [default: inf]")] = None,
-    renew: Renew = False,
+    renew: Renew = True,
 ) -> Edit:
     """Generate a stretch of recordings, or a band of it, anew; the rest is kept to the sample.
 
@@ -62,7 +62,7 @@ def inpaint(
 def outpaint(
     before: Annotated[float, typer.Option(min=0, help="Seconds to generate before the recording.")] = 0.0,
     after: Annotated[float, typer.Option(min=0, help="Seconds to generate after it.")] = 0.0,
-    renew: Renew = False,
+    renew: Renew = True,
 ) -> Edit:
     """Let recordings begin earlier and go on longer."""
     return "outpaint", {"before": before, "after": after, "renew": renew}
@@ -70,7 +70,7 @@ def outpaint(
 
 def upsample(
     cutoff: Annotated[float, typer.Option(min=1, help="Hz from which on to generate.")] = 4000.0,
-    renew: Renew = False,
+    renew: Renew = True,
 ) -> Edit:
     """Generate the upper band by a mask over frequency; "semanticodec upsample" has models made for it."""
     return "upsample", {"cutoff": cutoff, "renew": renew}
@@ -118,7 +118,7 @@ def _run(
     asked = {"prompt": prompt, "negative": negative, "transcription": transcription}
     with user_errors(), Work("editing") as work:
         jobs = plan(inputs, out, tuple(FORMATS), ".wav")
-        options = SamplerOptions(sampler="ddim" if told.get("renew") else "dpmpp_2m")
+        options = SamplerOptions()
         if published:
             options = SYSTEMS[model].published if model in SYSTEMS else replace(PUBLISHED, steps=None, guidance=None)
         options = replace(
