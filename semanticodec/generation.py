@@ -211,7 +211,7 @@ class Generator:
 
         Args:
             texts: B prompts; one string is a list of one.
-            duration: seconds of each result, from one sample to an hour.
+            duration: seconds of each result, from one sample to an hour; models that speak fill one window at most.
             n: results per prompt.
             candidates: how many to generate for the n that CLAP finds nearest to the prompt, best first; None generates
                 n, in the order of their seeds.
@@ -240,6 +240,8 @@ class Generator:
         if against is not None and len(against) != count:
             raise ConfigError(f"seen {len(against)} negative prompts for {count} texts; give one for all or one each")
         kept = self._kept(n, candidates)
+        if isinstance(self.prompts, PromptConditioner):
+            self.prompts.check_duration(duration, self.window * self.latent.config.step_samples / self.sample_rate)
         if loudness is not None and (self.control is None or loudness.ndim != 1 or not len(loudness)):
             seen = f"a curve of shape {tuple(loudness.shape)} is given to {self.name}, which has " + (
                 "no ControlNet for loudness" if self.control is None else "one for curves of one dimension"

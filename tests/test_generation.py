@@ -210,6 +210,9 @@ class TestPrompts:
         both = own.generate(["a dog barks", "rain falls on tin roofs"], duration=0.2, **said)
         assert both.shape == (2, 1, 3200)
         assert not torch.allclose(both[0], both[1], atol=1e-3)
+        if said:
+            with pytest.raises(ConfigError, match=r"2 s of speech were asked for, and this model speaks for 0\.64 s"):
+                own.generate(["a", "b"], duration=2.0, **said)
         one = {"transcriptions": ["bells ring"]} if said else {}
         assert torch.equal(own.generate("rain falls on tin roofs", duration=0.2, **one)[0], both[1])
 
