@@ -203,6 +203,12 @@ def entropy() -> str:
     return f"{table(heads, lines)}\n\n{found['clips']} development clips; commit {str(found['machine']['commit'])[:7]}."
 
 
+def steps() -> str:
+    """Mini at other numbers of solver steps than its own."""
+    columns = [(kind, measure) for kind in ("speech", "music") for measure in ("stoi", "mel_l1")]
+    return compared(read_results(RESULTS / "quality-steps.json"), columns)
+
+
 def ratios() -> str:
     """Speed: the parts of the official decoder beside the published code, the solver's curve, mini, whole processes."""
     found = json.loads((RESULTS / "ratios.json").read_text())
@@ -272,6 +278,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "coverage": coverage,
     "family-audioldm2-full": step,
     "quality-fast": fast,
+    "quality-steps": steps,
     "entropy": entropy,
     "ratios": ratios,
 }
