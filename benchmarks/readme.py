@@ -54,7 +54,7 @@ def compared(results: Results, columns: Sequence[tuple[str, str]]) -> str:
 def counted(results: Results, columns: Sequence[tuple[str, str]], short: Mapping[str, str]) -> str:
     """Say how many clips the columns are means of."""
     parts = []
-    for kind in results.kinds:
+    for kind in dict.fromkeys(kind for kind, _ in columns):
         sizes = {
             short.get(measure, METRICS[measure].label): max(
                 len(results.scores(s, measure, kind)) for s in results.systems
@@ -205,7 +205,7 @@ def entropy() -> str:
 
 def steps() -> str:
     """Mini at other numbers of solver steps than its own."""
-    columns = [(kind, measure) for kind in ("speech", "music") for measure in ("stoi", "mel_l1")]
+    columns = [(kind, measure) for kind in ("speech", "music", "sound") for measure in ("stoi", "mel_l1")]
     return compared(read_results(RESULTS / "quality-steps.json"), columns)
 
 
