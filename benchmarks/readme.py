@@ -203,6 +203,25 @@ def entropy() -> str:
     return f"{table(heads, lines)}\n\n{found['clips']} development clips; commit {str(found['machine']['commit'])[:7]}."
 
 
+def superres() -> str:
+    """How much nearer than sinc resampling mini-sr comes."""
+    result = json.loads((RESULTS / "superres.json").read_text())
+    found = {(row["kind"], row["rate"]): row for row in result["summary"]}
+    kinds, rates = ("speech", "music", "sound"), sorted({rate for _, rate in found})
+    heads = ["", "clips"]
+    for rate in rates:
+        heads += [f"from {rate // 1000} kHz: sinc", "mini-sr", "smaller by"]
+    lines = []
+    for kind in kinds:
+        line = [kind, str(found[kind, rates[0]]["clips"])]
+        for rate in rates:
+            row = found[kind, rate]
+            smaller, low, high = (f"{100 * row[name]:.0f}" for name in ("smaller", "low", "high"))
+            line += [f"{row['sinc']:.2f}", f"{row['ours']:.2f}", f"{smaller} % ({low} to {high})"]
+        lines.append(line)
+    return f"{table(heads, lines)}\n\nCommit {str(result['machine']['commit'])[:7]}."
+
+
 def steps() -> str:
     """Mini at other numbers of solver steps than its own."""
     columns = [(kind, measure) for kind in ("speech", "music", "sound") for measure in ("stoi", "mel_l1")]
@@ -279,6 +298,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "family-audioldm2-full": step,
     "quality-fast": fast,
     "quality-steps": steps,
+    "superres": superres,
     "entropy": entropy,
     "ratios": ratios,
 }
