@@ -67,8 +67,13 @@ class Vocabulary:
             raise ConfigError(f"layout {self.layout!r} is unknown; choose one of {', '.join(get_args(Layout))}")
         if self.token_rate not in STACKING:
             raise ConfigError(f"token rate {self.token_rate!r} is unknown; choose one of {sorted(STACKING)}")
-        if not all(isinstance(number, int) for number in (*self.codebook_sizes, self.first, self.delay)):
+        if not isinstance(self.codebook_sizes, tuple | list):
+            raise ConfigError(f"two codebooks of at least one entry are wanted, seen sizes {self.codebook_sizes}")
+        object.__setattr__(self, "codebook_sizes", tuple(self.codebook_sizes))
+        if not all(type(number) is int for number in (*self.codebook_sizes, self.first, self.delay)):
             raise ConfigError(f"sizes, first and delay are whole numbers, seen {self}")
+        if not isinstance(self.model, str):
+            raise ConfigError(f"model is the name of a preset, seen {self.model!r}")
         if len(self.codebook_sizes) != 2 or min(self.codebook_sizes) < 1:
             raise ConfigError(f"two codebooks of at least one entry are wanted, seen sizes {self.codebook_sizes}")
         if self.first < 0 or self.delay < 1:
@@ -245,8 +250,10 @@ class Vocabulary:
         Raises:
             TokensError: an id is not of this vocabulary.
         """
-        words = []
-        for position, index in enumerate(np.asarray(ids, np.int64).tolist()):
+        words, array = [], np.asarray(ids)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise TokensError(f"ids are a list of whole numbers, seen {array.dtype} of shape {array.shape}", 0)
+        for position, index in enumerate(array.tolist()):
             if not self.first <= index < self.size:
                 raise TokensError(f"token {position} is {self.describe(index)}; write only ids of audio", position)
             words.append(self.names[index - self.first])

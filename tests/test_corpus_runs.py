@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import soundfile
 import torch
 
 from semanticodec.checkpoints import WEIGHTS
-from semanticodec.corpus import CorpusOptions, card, local, tokenize_corpus, verify_corpus
+from semanticodec.corpus import CorpusOptions, card, local, tokenize_corpus, verify, verify_corpus
 from semanticodec.corpus.records import Finished, Item, schema
 from semanticodec.corpus.shards import Committer, Output
 from semanticodec.corpus.worker import Tokeniser, Work
@@ -288,3 +289,84 @@ def test_verify_says_what_it_does_not_check(
     marker.write_text(marker.read_text() + "\n")
     (fault,) = verify_corpus(out, sample=0).faults
     assert "a done-marker has changed" in fault
+
+
+def test_inputs_that_do_not_exist_cost_nothing(clips: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="does not exist"):
+        tokenize_corpus([tmp_path / "typo"], out, options=OPTIONS)
+    tokenize_corpus([clips], out, options=OPTIONS)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="does not exist"):
+        tokenize_corpus([tmp_path / "typo"], out, options=OPTIONS, overwrite=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert verify_corpus(out, sample=0).faults == ()
+
+
+def test_outputs_that_look_like_urls(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert tokenize_corpus([clips], "run:1", options=OPTIONS)["rows"] == 3
+    with pytest.raises(ConfigError, match="is a URL; the output is a local folder"):
+        tokenize_corpus([clips], "memory://out", options=OPTIONS)
+
+
+def test_verify_fails_where_nothing_is_known(clips: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    tokenize_corpus([clips], out, options=OPTIONS)
+    (fault,) = verify_corpus(out, sample=1, model="mini-50").faults[:1]
+    assert "is another model" in fault
+    for path in clips.rglob("*"):
+        if path.is_file():
+            path.unlink()
+    report = verify_corpus(out)
+    assert any("could be encoded again" in fault for fault in report.faults)
+
+
+def test_verify_takes_float32_on_a_cpu_at_its_word(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    tokenize_corpus([clips], out, options=OPTIONS)
+    again = verify._again
+
+    def other(*given: Any) -> dict[str, Any]:
+        row = again(*given)
+        return row | {"semantic": np.add(row["semantic"], 1)}
+
+    monkeypatch.setattr(verify, "_again", other)
+    (fault,) = verify_corpus(out, sample=1).faults
+    assert "codes have changed" in fault
+
+
+def test_verify_finds_one_of_several_members_of_a_name(clips: Path, tmp_path: Path):
+    files = sorted(path for path in clips.rglob("*") if path.is_file())[:2]
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        for file in files:
+            tar.add(file, "a.wav")
+    out = tmp_path / "out"
+    assert tokenize_corpus([tmp_path / "d.tar"], out, options=OPTIONS)["rows"] == 2
+    report = verify_corpus(out)
+    assert (report.faults, report.lost, report.agreement) == ((), (), (1.0, 1.0))
+
+
+def test_devices_are_of_one_kind():
+    with pytest.raises(ConfigError, match="of one kind are needed"):
+        dataclasses.replace(OPTIONS, devices=("cpu", "cuda:0"))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("form", ["shar", "webdataset", "parquet"])
+def test_datasets_reads_every_corpus(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: dict[str, Any], form: Any
+):
+    datasets = pytest.importorskip("datasets")
+    stated = manifest | {"shards": {"format": form, "megabytes": 200}}
+    monkeypatch.setattr(card, "manifest", lambda *_: stated)
+    if form == "shar":
+        pytest.importorskip("lhotse")
+    (clips / "bad.wav").write_bytes(b"")
+    out = tmp_path / "out"
+    tokenize_corpus([clips], out, options=dataclasses.replace(OPTIONS, form=form))
+    if form != "webdataset":
+        failures = datasets.load_dataset(str(out), "failures", split="train", cache_dir=str(tmp_path / "cache"))
+        assert failures["id"][:] == ["bad.wav"]
+    if form != "shar":
+        assert len(datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))) == 3

@@ -260,6 +260,9 @@ def test_the_semantic_layout_does_not_look_at_acoustic_codes():
         ({"first": -1}, "first must be 0 or more"),
         ({"delay": 0}, "delay 1 or more"),
         ({"first": 0.0}, "whole numbers"),
+        ({"first": True}, "whole numbers"),
+        ({"codebook_sizes": 8}, "two codebooks"),
+        ({"model": 5}, "name of a preset"),
     ],
 )
 def test_impossible_vocabularies(change: dict, message: str):
@@ -322,6 +325,15 @@ def test_text_of_foreign_ids_and_of_two_rows():
         replace(SMALL, first=6).to_text([5])
     with pytest.raises(ConfigError, match="write another layout"):
         replace(SMALL, layout="delay").to_text([1])
+    for ids in ([1.9], [[1, 2], [1, 2]]):
+        with pytest.raises(TokensError, match="whole numbers"):
+            SMALL.to_text(ids)
+
+
+def test_lists_of_sizes_are_tuples():
+    vocabulary = replace(SMALL, codebook_sizes=list(SMALL.codebook_sizes))
+    assert vocabulary == SMALL
+    assert hash(vocabulary) == hash(SMALL)
 
 
 def test_a_tokenizer_takes_the_tokens_with_their_ids():

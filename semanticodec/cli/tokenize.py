@@ -45,7 +45,9 @@ def tokenize(
         ),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the shards.")] = None,
-    model: Annotated[str, typer.Option(help="A preset's name, or a folder with weights.")] = DEFAULT_PRESET,
+    model: Annotated[
+        str | None, typer.Option(help=f"A preset's name, or a folder with weights.  [default: {DEFAULT_PRESET}]")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Which preset to take from a folder with several.")] = None,
     engine: Annotated[Engine, typer.Option(help="Processes of this machine, or a Ray cluster.")] = Engine.local,
     address: Annotated[
@@ -80,18 +82,18 @@ def tokenize(
         except ModuleNotFoundError as error:
             raise ConfigError(f"{error.name} is missing; pip install 'semanticodec[corpus]'") from error
         if inputs[0] == "verify" and output is None:
-            _verify(inputs[1:], model if model != DEFAULT_PRESET else None, preset, devices, dtype, sample)
+            _verify(inputs[1:], model, preset, devices, dtype, sample)
             return
         if output is None:
             raise typer.BadParameter("name a folder for the shards", param_hint="--output")
         if resume and overwrite:
             raise typer.BadParameter("--resume and --overwrite exclude each other")
         options = corpus.CorpusOptions(
-            model=model,
+            model=model or DEFAULT_PRESET,
             preset=preset,
             engine=engine.value,
             address=address,
-            devices=tuple(devices.split(",")),
+            devices=tuple(device.strip() for device in devices.split(",")),
             workers=workers,
             encoders=encoders,
             dtype=dtype.value,

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import platform
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -22,6 +23,8 @@ from .shards import Marker, Output, read_shards
 VERSION = 1
 PACKAGES = ("semanticodec", "torch", "numpy", "soxr", "soundfile", "pyarrow")
 """Packages that the codes, or the bytes of the shards, depend on."""
+OPTIONAL = ("fsspec", "lhotse")
+"""The same, where they are installed."""
 
 
 def manifest(options: CorpusOptions, inputs: list[str]) -> dict[str, Any]:
@@ -50,10 +53,18 @@ def manifest(options: CorpusOptions, inputs: list[str]) -> dict[str, Any]:
         "vad": f"webrtcvad {importlib.metadata.version('webrtcvad')}" if options.vad else None,
         "keep_features": options.keep_features,
         "shards": {"format": options.form, "megabytes": options.shard_mb},
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: importlib.metadata.version(name) for name in (*PACKAGES, *filter(_installed, OPTIONAL))},
+        "python": platform.python_version(),
         "libsndfile": _libsndfile(),
         "inputs": [printable(name) for name in inputs],
     }
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _folder(options: CorpusOptions) -> str | None:
@@ -152,14 +163,20 @@ def _usage(counts: np.ndarray, bits: int) -> dict[str, Any]:
     }
 
 
+def _configuration(name: str, files: str) -> list[str]:
+    return [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {files}"]
+
+
 def readme(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
     """Write the dataset card."""
     config: CodecConfig = config_from_json(json.dumps(manifest["config"]))
-    parquet = manifest["shards"]["format"] == "parquet"
-    rows, hours = statistics["rows"], statistics["hours"]
-    head = ["---", "pretty_name: Audio tokens", "tags: [audio, audio-tokens, semanticodec]"]
-    if parquet and rows:
-        head += ["configs:", "- config_name: default", "  data_files:", "  - split: train", "    path: data/*.parquet"]
+    form, rows, hours = manifest["shards"]["format"], statistics["rows"], statistics["hours"]
+    data = {"parquet": "data/*.parquet", "webdataset": "data/*.tar"}  # what datasets can read
+    head = ["---", "pretty_name: Audio tokens", "tags: [audio, audio-tokens, semanticodec]", "configs:"]
+    if rows and form in data:
+        head += _configuration("default", data[form])
+    if form != "webdataset" or not rows:  # datasets reads all of a folder with one reader
+        head += _configuration("failures", "failures.parquet")
     lines = [
         *head,
         "---",
@@ -180,7 +197,13 @@ def readme(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
         "| `channel` | null: channels were averaged |",
         "| `text`, `metadata` | transcript, and a JSON object with every other field of the input |",
         "| `audio_sha256` | of the samples as read (float32, interleaved) |",
+        *(
+            ["| `features` | before quantising, float16, a patch after the other |"]
+            if manifest["keep_features"]
+            else []
+        ),
         "",
+        *(["Lhotse reads it: `CutSet.from_shar(in_dir='data')`.", ""] if form == "shar" else []),
     ]
     if "codebooks" in statistics:
         lines += ["| stream | entries | used | perplexity | bits | entropy |", "|---|---|---|---|---|---|"]

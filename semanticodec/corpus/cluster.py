@@ -141,6 +141,7 @@ def _pipeline(wave: list[tuple[int, list[Item]]], how: Reading, work: Work, opti
         fn_args=(how, ledger),
         num_cpus=DECODER_CPUS if on_cpu else 1,
         concurrency=options.workers,
+        max_retries=-1,  # of nodes that are lost; the ledger sees to items that kill their worker
     )
     return decoded.map_batches(
         _Encoder,

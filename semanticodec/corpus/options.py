@@ -77,6 +77,8 @@ class CorpusOptions:
             raise ConfigError("keep_features does not go with form='shar'; choose 'parquet' or 'webdataset'")
         if not self.devices:
             raise ConfigError("devices is empty; name one, such as 'cpu'")
+        if len({device.partition(":")[0] for device in self.devices}) > 1:
+            raise ConfigError(f"devices of one kind are needed, seen {', '.join(self.devices)}; tokenise with the GPUs")
 
     @property
     def cores(self) -> int:

@@ -28,6 +28,8 @@ from .shards import (
     FAILURES,
     LOCK,
     MANIFEST,
+    NEXT_PLAN,
+    PLAN,
     RUN,
     STATISTICS,
     Committer,
@@ -101,16 +103,19 @@ def tokenize_corpus(
     names = [os.fspath(name) for name in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
     if not names:
         raise ConfigError("there are no inputs")
+    if "://" in os.fspath(output):
+        raise ConfigError(f"{output} is a URL; the output is a local folder, which can be copied there afterwards")
     folder = Output(Path(output))
     for device in options.devices:
         if options.engine == "local":
             usable_device(device)
     manifest = card.manifest(options, names)
     with _locked(folder):
-        _prepare(folder, manifest, resume=resume, overwrite=overwrite)
+        if _prepare(folder, manifest, resume=resume, overwrite=overwrite):
+            _begin(folder, names, options, manifest)
         if folder.complete:
             return dict(json.loads((folder.folder / STATISTICS).read_text()))
-        plan = _plan(folder, names, options)
+        plan = Plan(folder.work / PLAN)
         committer = Committer(folder, len(plan), options.form, int(options.shard_mb * 1e6))
         watch = _Watch(plan, committer, progress)
         committer.advance()
@@ -123,10 +128,10 @@ def tokenize_corpus(
         return _finish(folder, committer, manifest)
 
 
-def _prepare(folder: Output, manifest: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Make sure that the folder is for this run."""
+def _prepare(folder: Output, manifest: dict[str, Any], *, resume: bool, overwrite: bool) -> bool:
+    """Make sure that the folder is for this run; return whether it begins."""
     if folder.started and overwrite:
-        folder.clear()
+        return True
     stated = folder.folder / MANIFEST if folder.complete else folder.work / RUN
     if not folder.started:
         if (folder.folder / DATA).exists():
@@ -143,8 +148,8 @@ def _prepare(folder: Output, manifest: dict[str, Any], *, resume: bool, overwrit
         if changed:
             told = "; ".join(f"{name} was {before.get(name)!r} and is {manifest[name]!r}" for name in changed)
             raise ConfigError(f"{folder.folder} was begun with other options: {told}"[:2000])
-        return
-    write_json(folder.work / RUN, manifest)
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -170,13 +175,18 @@ def _locked(folder: Output) -> Iterator[None]:
                 shutil.rmtree(folder.work)
 
 
-def _plan(folder: Output, names: list[str], options: CorpusOptions) -> Plan:
-    """List the inputs, once: a run that goes on takes the list of the first."""
-    path = folder.work / "plan.parquet"
-    if not path.exists():
-        limit = int(options.seconds * CHUNK_BATCHES * BYTES_PER_SECOND)
-        Plan.write(path, find_items(names), CHUNK_ITEMS, limit)
-    return Plan(path)
+def _begin(folder: Output, names: list[str], options: CorpusOptions, manifest: dict[str, Any]) -> None:
+    """List the inputs, once: a run that goes on takes the list of the first.
+
+    What an earlier run has left goes when the list is there: inputs that do not exist cost no corpus, and leave nothing
+    that a later run would have to go on with.
+    """
+    limit = int(options.seconds * CHUNK_BATCHES * BYTES_PER_SECOND)
+    Plan.write(folder.work / NEXT_PLAN, find_items(names), CHUNK_ITEMS, limit)
+    if folder.started:
+        folder.clear()
+    (folder.work / NEXT_PLAN).replace(folder.work / PLAN)
+    write_json(folder.work / RUN, manifest)
 
 
 def _engine(options: CorpusOptions, plan: Plan, missing: Iterator[int]) -> Iterator[Finished]:

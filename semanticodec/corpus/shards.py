@@ -36,6 +36,7 @@ ROW_BYTES = 300
 MANIFEST, STATISTICS, CARD, FAILURES = "manifest.json", "statistics.json", "README.md", "failures.parquet"
 DATA, DONE, WORK = "data", "done", "_work"
 RUN, LOCK = "run.json", "lock"
+PLAN, NEXT_PLAN = "plan.parquet", "next.parquet"
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,14 @@ class Output:
         return (self.folder / MANIFEST).exists()
 
     def clear(self) -> None:
-        """Delete what a tokenisation made, and nothing else; the lock stays."""
+        """Delete what a tokenisation made, and nothing else; the lock stays, and the plan of the next one."""
         # What is left of a deletion that is interrupted must be no corpus that can be read or gone on with, so what
         # says that it is goes first; and must be known as a corpus's rest, which is what the markers, the last, say.
         (self.folder / DONE).mkdir(exist_ok=True)
         for path in (self.work / RUN, *(self.folder / name for name in (MANIFEST, STATISTICS, CARD, FAILURES))):
             path.unlink(missing_ok=True)
-        rest = [path for path in self.work.iterdir() if path.name != LOCK] if self.work.exists() else []
+        inside = self.work.iterdir() if self.work.exists() else ()
+        rest = [path for path in inside if path.name not in (LOCK, NEXT_PLAN)]
         for path in (*rest, self.folder / DATA, self.folder / DONE):
             if path.is_dir():
                 shutil.rmtree(path)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..config import SAMPLE_RATE, CodecConfig, config_from_json
+from ..config import PRESETS, SAMPLE_RATE, CodecConfig, config_from_json
 from ..errors import ConfigError, CorruptedError, SemantiCodecError
 from .card import encoder_hash, manifest_hash
 from .inputs import find_items
-from .records import Item, unprintable
+from .records import Item, locate, unprintable
 from .shards import DATA, DONE, FAILURES, MANIFEST, STATISTICS, Marker, Output, read_shards, sha256_of
 from .worker import Tokeniser, Work
 
@@ -101,7 +102,7 @@ def verify_corpus(
         own = manifest["model_folder"]
         work = Work(
             os.fspath(model or (unprintable(own) if own else manifest["model"])),
-            preset or manifest["model"],
+            preset or (None if model in PRESETS else manifest["model"]),
             device,
             dtype,
             manifest["windows"]["batch_seconds"],
@@ -112,6 +113,7 @@ def verify_corpus(
         )
         check.weights(work)
         agreement, sampled, lost = _encode_again(picked, work)
+        check.again(work, agreement, len(picked))
     unchecked: tuple[str, ...] = () if picked else ("weights, and encoding again: no rows were sampled",)
     return Report(check.total, tuple(check.faults), sampled, tuple(lost), agreement, unchecked)
 
@@ -200,6 +202,14 @@ class _Check:
             if found != self._manifest[name]:
                 self.fault(f"{work.model} is another model: its {name} is {found}, the corpus's {self._manifest[name]}")
 
+    def again(self, work: Work, agreement: tuple[float, float] | None, picked: int) -> None:
+        """Judge what encoding again has shown."""
+        exact = {work.dtype, self._manifest["dtype"]} == {"float32"} and work.device == "cpu"
+        if agreement is None:
+            self.fault(f"none of {picked} sampled rows could be encoded again: nothing is known of their codes")
+        elif agreement != (1.0, 1.0) and exact and self._manifest["device_kind"] == "cpu":
+            self.fault("codes have changed, which in float32 on a CPU must be the same from one run to the next")
+
     def rows(self, sample: int) -> list[dict[str, Any]]:
         """Check every row of the undamaged shards; return a sample of them, spread evenly."""
         total = sum(marker.rows for marker in self._good)
@@ -241,37 +251,54 @@ def _encode_again(rows: list[dict[str, Any]], work: Work) -> tuple[tuple[float, 
     lost: list[str] = []
     for row in rows:
         try:
-            finished = tokeniser.run(0, [_item(row, work)])
+            again = _again(row, tokeniser, work)
         except (SemantiCodecError, OSError, tarfile.TarError) as error:
             lost.append(f"{row['id']}: {error}")
             continue
-        again = [one for one in finished.rows.to_pylist() if row["channel"] in (None, one["channel"])]
-        if not again:
-            lost.append(f"{row['id']}: {finished.failures[0]['reason']}")
-        elif again[0]["audio_sha256"] != row["audio_sha256"]:
-            lost.append(f"{row['id']}: {row['source']} holds another sound now")
-        else:
-            sampled, seen = sampled + 1, seen + row["frames"]
-            for stream, name in enumerate(("semantic", "acoustic")):
-                equal[stream] += np.count_nonzero(np.equal(again[0][name], row[name]))
+        sampled, seen = sampled + 1, seen + row["frames"]
+        for stream, name in enumerate(("semantic", "acoustic")):
+            if len(again[name]) == len(row[name]):  # else it is another model
+                equal[stream] += np.count_nonzero(np.equal(again[name], row[name]))
     agreement = (float(equal[0] / seen), float(equal[1] / seen)) if seen else None
     return agreement, sampled, lost
 
 
-def _item(row: dict[str, Any], work: Work) -> Item:
-    """Return what a row was made of: the same file, offset and length."""
+def _again(row: dict[str, Any], tokeniser: Tokeniser, work: Work) -> dict[str, Any]:
+    """Encode what a row was made of.
+
+    Raises:
+        ConfigError: it is gone, cannot be read, or holds another sound.
+    """
+    told = f"{row['source']} is no longer there"
+    for item in _items(row, work):
+        finished = tokeniser.run(0, [item])
+        for one in finished.rows.to_pylist():
+            if row["channel"] in (None, one["channel"]) and one["audio_sha256"] == row["audio_sha256"]:
+                return dict(one)
+        told = finished.failures[0]["reason"] if finished.failures else f"{row['source']} holds another sound now"
+    raise ConfigError(told)
+
+
+def _items(row: dict[str, Any], work: Work) -> Iterator[Item]:
+    """Yield what a row may have been made of: names in archives and manifests may come again."""
     channel = row["channel"] if work.channels == "downmix" else None
     start, duration = row["offset"] / row["sample_rate"], row["samples"] / row["sample_rate"]
     source = unprintable(row["source"])
     archive, mark, member = source.rpartition("#")
     for candidate in (row["source"], source):
-        if os.path.exists(candidate) or (not mark and candidate == source):
-            return Item(row["id"], "file", candidate, start=start, duration=duration, channel=channel)
+        # A "#" may be a part of the file's own name, in a URL as well.
+        plain = not mark and candidate == source
+        if plain or os.path.exists(candidate) or ("://" in candidate and _exists(candidate)):
+            yield Item(row["id"], "file", candidate, start=start, duration=duration, channel=channel)
+            return
     with fsspec.open(archive, "rb"):
         pass
     for item in find_items([archive]):
         if item.member == member:
-            if item.kind == "cut":
-                return item
-            return dataclasses.replace(item, start=start, duration=duration, channel=channel)
-    raise ConfigError(f"{row['source']} is no longer there")
+            cut = item.kind == "cut"
+            yield item if cut else dataclasses.replace(item, start=start, duration=duration, channel=channel)
+
+
+def _exists(source: str) -> bool:
+    file_system, path = locate(source)
+    return bool(file_system.exists(path))
