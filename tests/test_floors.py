@@ -15,7 +15,7 @@ FLOORS = (
     ("audio", "bandlimit", "devices", "nn", "schedule", "diffusion", "graphs", "offload", "ranking"),
     ("latent", "checkpoints", "inverse", "keymap", "systems"),
     ("model", "windows", "conditioners", "family", "diffusers_layout"),
-    ("codec", "controls", "generation", "superres", "editing"),
+    ("codec", "controls", "generation", "superres", "editing", "regions"),
     ("streaming", "corpus", "datasets", "training", "published", "novelty", "novelty_page"),
     ("bench", "cli", "demo"),
 )
