@@ -323,6 +323,10 @@ class Generator:
             condition = always(self.prompts(prompts), self._absent(1, "zeros", negatives))
         return Editor(self.latent, condition, self.window, self.overlap)
 
+    @property
+    def _speaks(self) -> bool:
+        return isinstance(self.prompts, PromptConditioner) and self.prompts.phonemes is not None
+
     def _kept(self, n: int, candidates: int | None) -> int:
         """Return how many results of each to generate."""
         if candidates is not None and not self.ranks:
@@ -357,7 +361,9 @@ class Generator:
         loudness: Tensor | None = None,
     ) -> Tensor:
         """Return ``[count, kept, S]``."""
-        samples = self._samples(duration)
+        samples = made = self._samples(duration)
+        if self._speaks:  # the text fills a window, however much of it is wanted
+            made = max(samples, self.window * self.latent.config.step_samples)
         if not (is_whole(n) and is_whole(kept) and 1 <= n <= kept):
             raise ConfigError(f"n = {n!r} of {kept!r} candidates were asked for; whole numbers from 1 up are needed")
         at_once = rows_at_once(self.latent.scale.device)
@@ -381,7 +387,8 @@ class Generator:
                     if progress:
                         progress((done + share * size) / total)
 
-                pieces.append(editor.generate(samples, [own for _, own in some], options=options, progress=report))
+                waves = editor.generate(made, [own for _, own in some], options=options, progress=report)
+                pieces.append(waves[:, :samples])
                 done += len(some)
         return torch.cat(pieces).reshape(count, kept, samples)
 

@@ -211,6 +211,8 @@ class TestPrompts:
         assert both.shape == (2, 1, 3200)
         assert not torch.allclose(both[0], both[1], atol=1e-3)
         if said:
+            whole = own.generate(["a dog barks", "rain falls on tin roofs"], duration=0.64, **said)
+            assert torch.equal(whole[..., :3200], both)  # a shorter one is its beginning
             with pytest.raises(ConfigError, match=r"2 s of speech were asked for, and this model speaks for 0\.64 s"):
                 own.generate(["a", "b"], duration=2.0, **said)
         one = {"transcriptions": ["bells ring"]} if said else {}
