@@ -111,9 +111,9 @@ def verify_corpus(
             vad=False,
             keep_features=False,
         )
-        check.weights(work)
+        same = check.weights(work)
         agreement, sampled, lost = _encode_again(picked, work)
-        check.again(work, agreement, len(picked))
+        check.again(work, agreement, len(picked), same=same)
     unchecked: tuple[str, ...] = () if picked else ("weights, and encoding again: no rows were sampled",)
     return Report(check.total, tuple(check.faults), sampled, tuple(lost), agreement, unchecked)
 
@@ -194,17 +194,19 @@ class _Check:
         except (OSError, pa.ArrowException) as error:
             self.fault(f"{path} cannot be read: {type(error).__name__}: {error}")
 
-    def weights(self, work: Work) -> None:
+    def weights(self, work: Work) -> bool:
         """Compare the weights that are to encode again with those that the corpus was made with."""
+        before = len(self.faults)
         # As the corpus was made: the hash is over the values in its floating-point type.
         codec = dataclasses.replace(work, device="cpu", dtype=self._manifest["dtype"]).load()
         for name, found in (("weights_sha256", codec.weights_hash), ("encoder_sha256", encoder_hash(codec))):
             if found != self._manifest[name]:
                 self.fault(f"{work.model} is another model: its {name} is {found}, the corpus's {self._manifest[name]}")
+        return len(self.faults) == before
 
-    def again(self, work: Work, agreement: tuple[float, float] | None, picked: int) -> None:
-        """Judge what encoding again has shown."""
-        exact = {work.dtype, self._manifest["dtype"]} == {"float32"} and work.device == "cpu"
+    def again(self, work: Work, agreement: tuple[float, float] | None, picked: int, *, same: bool) -> None:
+        """Judge what encoding again has shown; ``same``: with the weights of the corpus."""
+        exact = same and {work.dtype, self._manifest["dtype"]} == {"float32"} and work.device == "cpu"
         if agreement is None:
             self.fault(f"none of {picked} sampled rows could be encoded again: nothing is known of their codes")
         elif agreement != (1.0, 1.0) and exact and self._manifest["device_kind"] == "cpu":
