@@ -30,7 +30,7 @@ from semanticodec.bench.commands import Command, classical, configured
 from semanticodec.bench.cost import cost
 from semanticodec.bench.leaderboard import codec_superb, versa, write_leaderboards
 from semanticodec.bench.listening import ANCHORS, Item, analyse, export
-from semanticodec.bench.metrics import METRICS
+from semanticodec.bench.metrics import METRICS, Sound
 from semanticodec.bench.neural import Hub
 from semanticodec.bench.report import hang, write_report
 from semanticodec.bench.results import Results, read_results
@@ -180,8 +180,32 @@ def test_plans_are_checked(audio: Path, tmp_path: Path):
     clips = find(audio)
     with pytest.raises(ConfigError, match="copy comes twice"):
         Plan([COPY, COPY], clips, tmp_path)
+    for name in ("a/b", "..\\b", "original", "", "a\n"):
+        with pytest.raises(ConfigError, match="name is a file's too"):
+            Plan([replace(COPY, name=name)], clips, tmp_path)
     with pytest.raises(ConfigError, match="unknown metrics mos"):
         Plan([COPY], clips, tmp_path, ("mos",))
+
+
+def test_a_metric_that_fails_loses_only_its_value(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def odd(original: Sound, decoded: Sound) -> float:  # noqa: ARG001
+        raise KeyError("odd clip")
+
+    monkeypatch.setitem(METRICS, "lsd", replace(METRICS["lsd"], compute=odd))
+    results = run(Plan([COPY], find(audio)[:2], tmp_path, ("lsd", "mel_l1")), "odd")
+    assert results.failed == {f"copy on c{n}: lsd": "KeyError: 'odd clip'" for n in (0, 1)}
+    assert len(results.scores("copy", "mel_l1")) == 2
+
+
+def test_names_are_no_markup(audio: Path, tmp_path: Path):
+    hostile = replace(COPY, name="<img src=x>")
+    plan = Plan([hostile], find(audio)[:2], tmp_path / "cache", ("lsd",))
+    results = run(plan, "<b>")
+    hang(results, plan.clips, plan.cache, tmp_path)
+    page = write_report(results, tmp_path).read_text()
+    assert "<img src=x>" not in page
+    assert "&lt;img src=x&gt;" in page
+    assert "<b>" not in page.partition("<title>")[2].partition("</title>")[0]
 
 
 def test_results_are_kept_and_read(ran: tuple[Plan, Results], tmp_path: Path):
@@ -294,11 +318,22 @@ def test_two_lines_make_a_codec(audio: Path, tmp_path: Path):
         ('[a]\nencode = "cp {input} {coded}"\n', "needs encode = and decode ="),
         ('[a]\nencode = "cp {input} {coded}"\ndecode = "cp {coded} {output}"\nspeed = 3\n', "speed wrong"),
         ('[a]\nencode = "cp {input}"\ndecode = "cp {coded} {output}"\n', "needs {input} and {coded}"),
+        ('[a]\nencode = "cp \'{input} {coded}"\ndecode = "cp {coded} {output}"\n', "cannot be split into words"),
         ("a = ", "Invalid value"),
     ):
         file.write_text(text)
         with pytest.raises(ConfigError, match=re.escape(complaint)):
             configured(file)
+
+
+def test_braces_of_a_command_are_its_own(audio: Path, tmp_path: Path):
+    file = tmp_path / "codecs.toml"
+    file.write_text(
+        """[mine]\nencode = "sh -c '{ cp $0 $1; }' {input} {coded}"\ndecode = "cp {coded} {output}"\ndelay = 1\n"""
+    )
+    (codec,) = configured(file)
+    assert codec.encode(find(audio)[0]).data[:4] == b"RIFF"
+    assert codec.about().delay == 1.0
 
 
 def test_failing_programs_say_why(audio: Path):
@@ -339,6 +374,7 @@ def test_our_own_codec_at_measured_bits(audio: Path):
     assert coded.entropy_bits is not None
     assert 0.5 * coded.net_bits < coded.entropy_bits < 1.2 * coded.net_bits
     assert len(codec.decode(coded, clip)) == len(clip.wave)
+    assert np.array_equal(codec.decode(replace(coded, codes=None), clip), codec.decode(coded, clip))
     assert codec.about().delay == pytest.approx(0.395, abs=1e-3)
     assert codec.pool(coded.codes).ndim == 1
     assert codec.fingerprint() != replace(codec, seed=1).fingerprint()
@@ -399,11 +435,23 @@ def test_neural_codecs_of_transformers(kind: str, audio: Path, tmp_path: Path):
     assert coded.codes.max() < size
     assert coded.net_bits == pytest.approx(coded.codes.size * (size - 1).bit_length(), abs=8)
     assert len(codec.decode(coded, clip)) == pytest.approx(len(clip.wave), abs=1000)
+    assert np.array_equal(codec.decode(replace(coded, codes=None), clip), codec.decode(coded, clip))
     about = codec.about()
     assert about.parameters
     assert about.rate in (16_000, 24_000)
     assert "there is no" in str(Hub("mimi", str(tmp_path), 2).missing())
     assert "not in the Hugging Face cache" in str(Hub("mimi", "nobody/nothing", 2).missing())
+
+
+def test_folders_without_models_are_skipped_with_the_reason(tmp_path: Path):
+    pytest.importorskip("transformers")
+    (tmp_path / "mimi").mkdir()
+    (tmp_path / "mimi" / "config.json").write_text('{"model_type": "mimi"}')
+    (tmp_path / "mimi" / "model.safetensors").write_bytes(b"junk" * 9)
+    reasons = {codec.name: str(codec.missing()) for codec in neural.hub(tmp_path)}
+    assert "there is no" in reasons["encodec_24khz-2q"]
+    assert "there is no" in reasons["dac_16khz-1q"]
+    assert "cannot be loaded: SafetensorError" in reasons["mimi-4q"]
 
 
 def test_costs_are_of_the_codec_alone(audio: Path):

@@ -94,6 +94,29 @@ def test_silence_has_no_intelligibility(voice: np.ndarray):
         assert METRICS[name].value(Sound(np.zeros_like(voice)), Sound(voice)) is None
 
 
+@pytest.mark.parametrize("name", [*QUICK, "visqol_speech"])
+@pytest.mark.parametrize("samples", [1, 3200])
+def test_clips_that_are_too_short_are_no_error(name: str, samples: int, voice: np.ndarray):
+    clip = voice[8000 : 8000 + samples]
+    found = METRICS[name].value(Sound(clip), Sound(0.9 * clip))
+    assert (found is None) == (name.startswith(("pesq", "stoi", "estoi", "visqol")))
+
+
+def test_a_silent_decode_has_no_pesq(voice: np.ndarray):
+    assert METRICS["pesq_wb"].value(Sound(voice), Sound(np.zeros_like(voice))) is None
+
+
+@pytest.mark.parametrize("late", [4800, 6320, 15_000])
+def test_long_delays_are_found(late: int, voice: np.ndarray):
+    assert find_delay(voice, np.pad(voice, (late, 0))) == late
+
+
+def test_a_delay_beyond_the_search_is_not_made_up(voice: np.ndarray):
+    tone = np.sin(np.arange(len(voice)) / 1e4)  # its correlation still rises at the edge
+    assert find_delay(tone, np.pad(tone, (20_000, 0))) != SAMPLE_RATE
+    assert find_delay(voice[:100], voice[:100]) is None
+
+
 @pytest.mark.parametrize("late", [-431, 0, 777])
 @pytest.mark.parametrize("gain", [-9.0, 4.0])
 def test_delay_and_level_are_not_punished(late: int, gain: float, voice: np.ndarray):
@@ -120,11 +143,12 @@ def test_a_vocoder_with_phases_of_its_own_is_aligned(voice: np.ndarray):
     delay = find_delay(voice, np.pad(made_up.numpy(), (800, 0)))
     assert delay is not None
     assert abs(delay - 800) <= 160  # 10 ms: the frames that lost their phase are 64 ms long
+    assert find_delay(voice, np.pad(made_up.numpy(), (48, 0))) == 0  # what is within the estimate's noise is none
 
 
 def test_a_codec_has_one_delay(voice: np.ndarray):
     assert common_delay([320, None, 321, 320, -2000]) == 320
-    assert common_delay([None]) == 0
+    assert common_delay([None]) is None
     noise = np.random.default_rng(1).standard_normal(len(voice))
     assert find_delay(voice, noise) is None
 
@@ -219,6 +243,7 @@ def test_clips_are_found_and_thinned(root: Path, tmp_path: Path):
     shutil.copy(recording, tmp_path / "music" / "a.flac")
     shutil.copy(recording, tmp_path / "b.flac")
     assert [(clip.name, clip.kind) for clip in find(tmp_path)] == [("b", "sound"), ("music/a", "music")]
+    assert [clip.name for clip in find(tmp_path, [tmp_path, tmp_path / "music"])] == ["b"]
     (tmp_path / "manifest.csv").write_text("file,kind,text,spk\nmusic/a.flac,music,,x\nb.flac,speech,a word,\n")
     music, speech = find(tmp_path)
     assert (music.kind, music.text, dict(music.labels)) == ("music", None, {"kind": "music", "spk": "x"})

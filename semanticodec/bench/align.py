@@ -13,12 +13,14 @@ from ..config import SAMPLE_RATE
 
 Samples = NDArray[np.float64]
 
-SEARCH = SAMPLE_RATE // 4
+SEARCH = SAMPLE_RATE
 """Largest delay in samples that is looked for."""
 SURE = 0.5
 """Correlation from which a lag is believed."""
 HOP, WINDOW = 16, 320
 """Samples between and under the points of the loudness envelope."""
+NONE = WINDOW // 4
+"""Samples up to which a lag of loudness envelopes is their noise, and no delay."""
 LIMIT = 20.0
 """Largest gain in dB."""
 BAND = 250
@@ -56,23 +58,31 @@ def align(original: Samples, decoded: Samples, *, delay: int = 0, level: bool = 
     return Aligned(shifted * 10 ** (gain / 20), gain)
 
 
-def common_delay(estimates: Iterable[int | None]) -> int:
-    """Return the delay of a codec in samples from estimates on several clips: it has one, whatever it codes."""
+def common_delay(estimates: Iterable[int | None]) -> int | None:
+    """Return the delay of a codec in samples from estimates on several clips: it has one, whatever it codes.
+
+    None where no clip tells.
+    """
     sure = [estimate for estimate in estimates if estimate is not None]
-    return int(np.median(sure)) if sure else 0
+    return int(np.median(sure)) if sure else None
 
 
 def find_delay(original: Samples, decoded: Samples) -> int | None:
     """Return how many samples a decode is late, or None if that cannot be told.
 
     Where the waveforms correlate it is their best lag; where they do not (vocoders make up their own phase), that of
-    the loudness envelopes, in steps of 1 ms.
+    the loudness envelopes, in steps of 1 ms, of which 5 are nothing.  A lag at the edge of what is looked for is none:
+    the best one may lie beyond.
     """
+    if min(len(original), len(decoded)) < WINDOW:
+        return None
     lag, best = _lag(original, decoded, SEARCH)
     if best >= SURE:
         return lag
     lag, best = _lag(_envelope(original), _envelope(decoded), SEARCH // HOP)
-    return lag * HOP if best >= SURE else None
+    if best < SURE:
+        return None
+    return lag * HOP if abs(lag * HOP) > NONE else 0
 
 
 def loudness(wave: Samples) -> float:
@@ -103,7 +113,8 @@ def _fit(wave: Samples, length: int) -> Samples:
 
 
 def _lag(a: Samples, b: Samples, limit: int) -> tuple[int, float]:
-    """Return by how much ``b`` is later than ``a``, and their correlation at that lag."""
+    """Return by how much ``b`` is later than ``a``, and their correlation at that lag, 0 at the edge of ``limit``."""
+    limit = min(limit, len(a) - 1, len(b) - 1)
     norm = float(np.sqrt((a @ a) * (b @ b)))
     if not norm:
         return 0, 0.0
@@ -112,7 +123,7 @@ def _lag(a: Samples, b: Samples, limit: int) -> tuple[int, float]:
     # A codec may turn the polarity round: nothing that is measured hears that.
     around = np.abs(np.concatenate([product[-limit:], product[: limit + 1]])) / norm
     best = int(around.argmax())
-    return best - limit, float(around[best])
+    return best - limit, float(around[best]) if 0 < best < 2 * limit else 0.0
 
 
 def _envelope(wave: Samples) -> Samples:

@@ -173,10 +173,9 @@ class Semanticodec:
         return 8 * sum(len(entropy.encode(book, codes[:, :, start : start + size], start)) for start in starts)
 
     def decode(self, coded: Coded, clip: Clip) -> Wave:
-        """Decode the codes."""
+        """Decode the file."""
         codec, options = loaded(self)
-        assert coded.codes is not None
-        wave = codec.decode(coded.codes[None], seed=self.seed, length=len(clip.wave), options=options)
+        wave = codec.decode(wire.read_codes(coded.data).codes, seed=self.seed, length=len(clip.wave), options=options)
         result: Wave = wave[0].float().cpu().numpy()
         return result
 

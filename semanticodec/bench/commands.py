@@ -153,7 +153,7 @@ class Command:
 
 def _run(command: str, files: dict[str, Path], made: str) -> None:
     # Split first, so that no name of a file is ever read as shell syntax or as two words.
-    words = [word.format(**files) for word in shlex.split(command)]
+    words = [_filled(word, files) for word in shlex.split(command)]
     try:
         done = subprocess.run(words, capture_output=True, timeout=TIMEOUT, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
@@ -161,6 +161,12 @@ def _run(command: str, files: dict[str, Path], made: str) -> None:
     if done.returncode or not files[made].is_file() or not files[made].stat().st_size:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()[-300:]
         raise AudioError(f"{command}: exit code {done.returncode}, {{{made}}} is {_size(files[made])}: {said}")
+
+
+def _filled(word: str, files: dict[str, Path]) -> str:
+    for name, path in files.items():  # other braces are the program's own
+        word = word.replace(f"{{{name}}}", str(path))
+    return word
 
 
 def _size(path: Path) -> str:
@@ -319,6 +325,8 @@ def _configured(path: Path, name: str, table: object) -> Command:
     kinds = {"family": str, "rate": int, "raw": bool, "payload": str, "ending": str, "delay": float}
     if not isinstance(table, dict) or not {"encode", "decode"} <= table.keys():
         raise ConfigError(f"{path}: [{name}] needs encode = and decode =")
+    if type(table.get("delay")) is int:
+        table = table | {"delay": float(table["delay"])}
     wrong = [key for key, value in table.items() if type(value) is not kinds.get(key, str)]
     wrong += table.keys() - kinds.keys() - {"encode", "decode"}
     if wrong or table.get("payload", "file") not in get_args(Payload):
@@ -330,5 +338,9 @@ def _configured(path: Path, name: str, table: object) -> Command:
     for key, needed in places.items():
         if not all(place in table[key] for place in needed):
             raise ConfigError(f"{path}: [{name}] {key} needs {' and '.join(needed)}, seen is {table[key]!r}")
+        try:
+            shlex.split(table[key])
+        except ValueError as error:
+            raise ConfigError(f"{path}: [{name}] {key} cannot be split into words ({error}): {table[key]!r}") from None
     rest = {key: value for key, value in table.items() if key in kinds}
     return Command(name, table["encode"], table["decode"], **rest)

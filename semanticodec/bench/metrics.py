@@ -25,6 +25,9 @@ SPEECH = ("speech",)
 TONAL = ("speech", "music")
 ALL = ("speech", "music", "sound")
 
+SPAN = 6144
+"""Samples below which STOI's 30 frames cannot fit."""
+
 Value = tuple[float, float]
 """A value and its weight in the mean: 1, or the number of words."""
 
@@ -119,10 +122,12 @@ def pesq(original: Sound, decoded: Sound, *, band: Literal["wb", "nb"]) -> float
     """ITU-T P.862.2 (wide-band, 16 kHz) or P.862.1 (narrow-band, both resampled to 8 kHz)."""
     import pesq as module
 
+    if not decoded.wave.any():
+        return None
     rate = SAMPLE_RATE if band == "wb" else 8000
     try:
         return float(module.pesq(rate, _at(original.wave, rate), _at(decoded.wave, rate), band))
-    except module.NoUtterancesError:
+    except (module.NoUtterancesError, module.BufferTooShortError):  # the latter below 250 ms
         return None
 
 
@@ -132,7 +137,7 @@ def stoi(original: Sound, decoded: Sound, *, extended: bool) -> float | None:
 
     import pystoi
 
-    if not original.wave.any():
+    if not original.wave.any() or len(original.wave) < SPAN:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
@@ -147,7 +152,7 @@ def visqol(original: Sound, decoded: Sound, *, mode: Literal["audio", "speech"])
     rate = 48_000 if mode == "audio" else SAMPLE_RATE
     try:
         return float(_visqol(mode).measure_from_arrays(_at(original.wave, rate), _at(decoded.wave, rate), rate).moslqo)
-    except (ValueError, RuntimeError):  # no patch of the original is loud enough
+    except (ValueError, RuntimeError, IndexError):  # no patch of the original is loud enough, or it is too short
         return None
 
 

@@ -14,7 +14,7 @@ import torch
 
 from ..audio import resample
 from ..config import SAMPLE_RATE
-from ..wire import pack, packed_size
+from ..wire import pack, packed_size, unpack
 from .clips import Clip, Wave
 from .codecs import About, Coded
 
@@ -48,18 +48,24 @@ class Hub:
             import transformers  # noqa: F401
         except ImportError:
             return "transformers is not installed: pip install 'semanticodec[generation]'"
+        from safetensors import SafetensorError
+
         try:
             self._weights()
+            _model(self.kind, self.source)
         except FileNotFoundError as error:
             return str(error)
+        except (OSError, ValueError, TypeError, LookupError, RuntimeError, SafetensorError) as error:
+            return f"{self.source} cannot be loaded: {' '.join(f'{type(error).__name__}: {error}'.split())[:300]}"
         return None
 
     def about(self) -> About:
         """Say how large it is and what it works at."""
         model = _model(self.kind, self.source)
+        source = Path(self.source).name if Path(self.source).is_absolute() else self.source
         return About(
             FAMILIES[self.kind],
-            f"{self.source}, {self.books} codebooks of {_codebook_size(model)}",
+            f"{source}, {self.books} codebooks of {_codebook_size(model)}",
             int(model.config.sampling_rate),
             parameters=sum(p.numel() for p in model.parameters()),
         )
@@ -88,9 +94,10 @@ class Hub:
 
     @torch.inference_mode()
     def decode(self, coded: Coded, clip: Clip) -> Wave:
-        """Decode the codes and cut what the last frame adds."""
+        """Decode the packed codes and cut what the last frame adds."""
         model = _model(self.kind, self.source)
-        codes = torch.from_numpy(coded.codes)[None]
+        bits = [(_codebook_size(model) - 1).bit_length()] * self.books
+        codes = torch.from_numpy(unpack(coded.data, bits, 8 * len(coded.data) // sum(bits)))
         if self.kind == "encodec":
             wave = model.decode(codes[None], [None]).audio_values[0, 0]
         elif self.kind == "dac":
@@ -105,11 +112,12 @@ class Hub:
         return (_codebook_size(_model(self.kind, self.source)),) * self.books
 
     def _weights(self) -> Path:
-        if Path(self.source).is_dir():
-            path = Path(self.source) / "model.safetensors"
-            if path.is_file():
-                return path
-            raise FileNotFoundError(f"there is no {path}")
+        # A folder that is not there must not pass for the name of a repository.
+        if Path(self.source).is_absolute() or Path(self.source).is_dir():
+            for path in (Path(self.source) / "config.json", Path(self.source) / "model.safetensors"):
+                if not path.is_file():
+                    raise FileNotFoundError(f"there is no {path}")
+            return path
         import huggingface_hub
 
         found = [huggingface_hub.try_to_load_from_cache(self.source, n) for n in ("config.json", "model.safetensors")]
@@ -138,7 +146,7 @@ def hub(folder: Path | None = None) -> Iterator[Hub]:
     """
 
     def source(repository: str) -> str:
-        return repository if folder is None else str(folder / Path(repository).name)
+        return repository if folder is None else str(folder.absolute() / Path(repository).name)
 
     for books in (2, 4, 8):
         yield Hub("encodec", source("facebook/encodec_24khz"), books)

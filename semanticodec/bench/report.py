@@ -54,7 +54,7 @@ def hang(results: Results, clips: Iterable[Clip], cache: Path, folder: Path, eac
                 if "fingerprint" in system and clip.name in results.scores(name, "kbps_net"):
                     decoded = Entry.of(cache, system["fingerprint"], clip.digest).decoded()
                     level = bool(results.settings["compensate"])
-                    pieces[name] = align(original, decoded, delay=system["delay_samples"], level=level).wave
+                    pieces[name] = align(original, decoded, delay=system["delay_samples"] or 0, level=level).wave
             for name, wave in pieces.items():
                 piece = wave[: SECONDS * SAMPLE_RATE]
                 save(target / f"{name}.flac", torch.from_numpy(piece), SAMPLE_RATE)
@@ -187,7 +187,7 @@ def _systems(results: Results) -> str:
             system["what"] if system.get("measured", True) else f"{system['what']} (not measured here)",
             str(system["rate"]),
             "" if delay is None else f"{1000 * delay:.0f}",
-            str(system.get("delay_samples") or ""),
+            "not found" if system.get("delay_samples", 0) is None else str(system.get("delay_samples") or ""),
             "" if parameters is None else f"{parameters / 1e6:.1f} M",
             "; ".join(f"{key.replace('_', ' ')} {_told(v)}" for key, v in system.items() if v and key not in known),
         )

@@ -29,10 +29,10 @@ class Results:
         machine: where, and from which commit.
         settings: what the values depend on beside systems and clips.
         clips: name -> kind, seconds, digest.
-        systems: name -> family, what, rate, delay and further facts.
+        systems: name -> family, what, rate, delay and further facts; ``delay_samples`` is None where it was not found.
         values: system -> measure -> clip -> [value, weight].
         skipped: system or metric -> why it was left out.
-        failed: "system on clip" -> what went wrong.
+        failed: "system on clip", or "system on clip: metric" -> what went wrong.
     """
 
     title: str

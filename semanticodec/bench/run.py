@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 
 from ..audio import save
 from ..config import SAMPLE_RATE
-from ..errors import ConfigError, SemantiCodecError
+from ..errors import ConfigError
 from .align import align, bandwidth, common_delay, find_delay
 from .clips import KINDS, Clip, Wave, read, thin
 from .codecs import About, Codec, Coded, gross_bits
+from .listening import ANCHORS, REFERENCE
 from .machine import machine
 from .metrics import METRICS, Sound, Value
 from .results import Results
@@ -39,6 +40,11 @@ Advance = Callable[[str, str, int, int], None]
 
 CALIBRATION = 8
 """Clips that a codec's delay is found on: the first ones with speech, or of any kind."""
+
+DELAY = "delay@2"
+"""Of records; the number goes up when estimates change."""
+RESERVED = {"original", REFERENCE, *ANCHORS}
+"""Names of other things than codecs in the gallery and in listening tests."""
 
 J = TypeVar("J", bound=tuple[Any, ...])
 
@@ -70,6 +76,12 @@ class Plan:
             twice = {name for name in names if names.count(name) > 1}
             if twice:
                 raise ConfigError(f"{what} need names of their own; {', '.join(sorted(twice))} comes twice")
+            unsafe = [name for name in names if what == "codecs" and not _names_a_file(name)]
+            if unsafe:
+                raise ConfigError(
+                    f"a codec's name is a file's too; wanted is one without / and \\, not empty, not "
+                    f"{', '.join(sorted(RESERVED))}, at most 100 letters, seen is {unsafe[0]!r}"
+                )
         unknown = set(self.metrics) - METRICS.keys()
         if unknown:
             raise ConfigError(f"unknown metrics {', '.join(sorted(unknown))}; there are {', '.join(METRICS)}")
@@ -124,7 +136,7 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
     """Do what is not in the cache yet, and gather everything.
 
     A codec that cannot run at all, or a metric whose package is missing, is skipped with the reason; a codec that fails
-    on one clip loses only that clip, and the reason is kept.
+    on one clip loses only that clip, a metric that does only its value, and the reason is kept.
 
     Args:
         plan: what to run.
@@ -150,7 +162,7 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
                 failed[f"{codec.name} on {clip.name}"] = wrong
         pairs = [(codec, clip) for codec, clip in pairs if f"{codec.name} on {clip.name}" not in failed]
 
-        delays = dict.fromkeys((codec.name for codec in codecs), 0)
+        delays: dict[str, int | None] = dict.fromkeys((codec.name for codec in codecs), 0)
         if plan.compensate:
             for codec in codecs:
                 mine = [clip for one, clip in pairs if one is codec]
@@ -160,13 +172,14 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
 
         order = {clip.name: place for place, clip in enumerate(plan.clips)}
         scoring = [
-            (clip, entry(codec, clip), wanted, delays[codec.name], plan.compensate)
+            (clip, entry(codec, clip), wanted, delays[codec.name] or 0, plan.compensate)
             for codec, clip in sorted(pairs, key=lambda pair: order[pair[1].name])
             if (wanted := tuple(n for n in metrics if _applies(n, clip, clip.name in costly)))
         ]
-        for _ in each(_score, scoring, "scoring", advance):
-            pass
-    values = {codec.name: _gather(plan, codec, metrics, delays[codec.name], entry, failed) for codec in codecs}
+        names = {entry(codec, clip): codec.name for codec, clip in pairs}
+        for (clip, place, *_), raised in each(_score, scoring, "scoring", advance):
+            failed |= {f"{names[place]} on {clip.name}: {metric}": wrong for metric, wrong in raised.items()}
+    values = {codec.name: _gather(plan, codec, metrics, delays[codec.name] or 0, entry, failed) for codec in codecs}
     return Results(
         title=title,
         machine=machine(),
@@ -196,6 +209,10 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
         skipped=skipped,
         failed=failed,
     )
+
+
+def _names_a_file(name: str) -> bool:
+    return name.isprintable() and 0 < len(name) <= 100 and not set("/\\") & set(name) and name not in RESERVED
 
 
 def _applies(name: str, clip: Clip, costly: bool) -> bool:
@@ -252,7 +269,7 @@ def _code(codec: Codec, clip: Clip, entry: Entry) -> str | None:
         codec.about()  # loads what must be loaded, so that it is not in the time
         coded, encoding = _timed(lambda: codec.encode(clip))
         wave, decoding = _timed(lambda: codec.decode(coded, clip))
-    except (SemantiCodecError, OSError) as error:
+    except Exception as error:  # an adapter is anybody's code: one odd clip does not end a night's run
         return f"{type(error).__name__}: {error}"
     entry.path(".flac").parent.mkdir(parents=True, exist_ok=True)
     save(entry.path(".flac"), torch.from_numpy(np.ascontiguousarray(wave)), SAMPLE_RATE)
@@ -294,27 +311,33 @@ def _timed(work: Callable[[], T]) -> tuple[T, tuple[float, float]]:
 
 def _delay(clip: Clip, entry: Entry) -> int | None:
     record = entry.read()
-    if "delay" not in record:
-        record["delay"] = find_delay(_original(clip).wave, entry.decoded())
+    if DELAY not in record:
+        record[DELAY] = find_delay(_original(clip).wave, entry.decoded())
         entry.write(record)
-    found: int | None = record["delay"]
+    found: int | None = record[DELAY]
     return found
 
 
-def _score(clip: Clip, entry: Entry, metrics: Sequence[str], delay: int, compensate: bool) -> None:
-    """Take the metrics that are not known yet; each is written as soon as it is."""
+def _score(clip: Clip, entry: Entry, metrics: Sequence[str], delay: int, compensate: bool) -> dict[str, str]:
+    """Take the metrics that are not known yet; each is written as soon as it is.  Return metric -> what went wrong."""
     record = entry.read()
     scores: dict[str, Value | None] = record["scores"]
     wanted = {name: key for name in metrics if (key := _key(name, delay, compensate, clip)) not in scores}
+    raised: dict[str, str] = {}
     if not wanted:
-        return
+        return raised
     original = _original(clip)
     aligned = align(original.wave, entry.decoded(), delay=delay, level=compensate)
     decoded = Sound(aligned.wave)
     scores[_key("notes", delay, compensate)] = aligned.gain, bandwidth(original.wave, aligned.wave)
     for name, key in wanted.items():
-        scores[key] = METRICS[name].value(original, decoded)
-        entry.write(record)
+        try:
+            scores[key] = METRICS[name].value(original, decoded)
+        except Exception as error:  # of other people's packages, on sounds that they did not think of
+            raised[name] = f"{type(error).__name__}: {error}"
+        else:
+            entry.write(record)
+    return raised
 
 
 @functools.lru_cache(2)

@@ -113,7 +113,7 @@ def listening_items(
             for name in systems:
                 facts = results.systems[name]
                 decoded = Entry.of(cache, facts["fingerprint"], clip.digest).decoded()
-                decodes[name] = align(original, decoded, delay=facts["delay_samples"]).wave
+                decodes[name] = align(original, decoded, delay=facts["delay_samples"] or 0).wave
             items.append(Item(clip.name, original, decodes))
     if not items:
         raise ConfigError("none of the recordings of 3 to 12 s has been decoded by all of the systems")

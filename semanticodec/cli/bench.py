@@ -105,7 +105,7 @@ def run(
             wanted = [codec for codec in wanted if codec.name in chosen]
         plan = module.Plan(
             wanted,
-            thin(find(audio), every),
+            thin(find(audio, _written(out)), every),
             out / "cache",
             tuple(metrics.split(",")) if metrics else tuple(METRICS),
             costly_every,
@@ -183,7 +183,9 @@ def listen(
         from ..bench.survey import listening_items
 
         results = read_results(folder)
-        items = listening_items(results, find(audio), folder / "cache", systems.split(","), each, seed)
+        items = listening_items(
+            results, find(audio, (*_written(folder), out)), folder / "cache", systems.split(","), each, seed
+        )
         export(items, out, seed=seed)
         typer.echo(f"{out / 'config.yaml'}: {len(items)} trials; put the folder into webMUSHRA's configs/")
 
@@ -237,7 +239,7 @@ def losses(
 
         options = SamplerOptions(steps=steps)
         codec = SemantiCodec.from_pretrained(model)
-        clips = thin(find(audio), every)
+        clips = thin(find(audio, _written(out)), every)
         with _progress() as progress:
             task = progress.add_task(codec.config.name, total=len(clips))
             rows = list(
@@ -254,6 +256,11 @@ def losses(
         for entry in module.table(rows):
             head = f"{entry.pattern:<8}{entry.rate:>6.0%}  {entry.method:<11}{entry.lost:>7.1%}"
             typer.echo(f"{head}{entry.mel_l1!s:>24}{entry.stoi or ''!s:>24}")
+
+
+def _written(out: Path) -> tuple[Path, ...]:
+    """Return where runs keep sound files that are no recordings to compare codecs on."""
+    return out, out / "cache", out / "gallery"
 
 
 def _progress() -> Progress:
