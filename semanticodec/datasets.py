@@ -105,7 +105,10 @@ class TokenDataset(IterableDataset[dict[str, Tensor]]):
         names = sorted(name for name in found if not name.endswith(f"/{FAILURES}"))
         self._units = [_Unit(name, group) for name in names for group in range(self._row_groups(name))]
         if not self._units:
-            raise ConfigError(f"{folder} holds no recordings in *.parquet; make some with `semanticodec tokenize`")
+            raise ConfigError(
+                f"{folder} holds no recordings in *.parquet, the one format that is read; make some with "
+                "`semanticodec tokenize`"
+            )
         self._check_manifest(f"{root}/{MANIFEST}")
         self._start = self._position = Position()
         self._resumed: dict[str, Any] | None = None

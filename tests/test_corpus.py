@@ -778,6 +778,17 @@ def test_the_command_line(clips: Path, tmp_path: Path):
     assert wrong.exit_code == 2
 
 
+def test_progress_without_a_terminal_is_a_line_now_and_then(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    command = ["tokenize", str(clips), "--model", "mini-25", "--workers", "1", "-o"]
+    quiet = CliRunner().invoke(app, [*command, str(tmp_path / "quiet")])
+    assert "tokenising" not in quiet.output
+    monkeypatch.setattr(sys.modules["semanticodec.cli.tokenize"], "SILENCE", 0.0)
+    told = CliRunner().invoke(app, [*command, str(tmp_path / "told")])
+    assert "tokenising 100.0%: 7/7 inputs" in told.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_command_that_is_stopped_can_go_on(tmp_path: Path, sign: signal.Signals):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from datetime import timedelta
 from enum import StrEnum
@@ -19,6 +18,10 @@ from .jobs import Precision, complain, user_errors
 
 if TYPE_CHECKING:
     from ..corpus import Progress as Status
+
+
+SILENCE = 60.0
+"""Seconds between lines of progress where there is no terminal: what runs for days under nohup is to be followed."""
 
 
 class Engine(StrEnum):
@@ -146,15 +149,14 @@ def _summary(output: Path, statistics: dict[str, Any]) -> str:
 
 
 class _Bar:
-    """Progress on a terminal: inputs, hours, hours per hour, time left, failures."""
+    """Progress: inputs, hours, hours per hour, time left, failures; without a terminal a line a minute."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
         columns = (TextColumn("tokenising"), BarColumn(), TextColumn("{task.fields[told]}"), TimeElapsedColumn())
-        self._progress = Progress(
-            *columns, console=console, transient=True, disable=not (console.is_terminal and sys.stdout.isatty())
-        )
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._begin: float | None = None
+        self._told = time.monotonic()
 
     def __enter__(self) -> _Bar:
         self._progress.start()
@@ -174,3 +176,6 @@ class _Bar:
             told += f", {status.new_seconds / spent:.0f} h per hour, {left} left"
         told += f", {status.failures} failed" if status.failures else ""
         self._progress.update(self._task, total=1.0, completed=status.share, told=told)
+        if self._progress.disable and time.monotonic() - self._told >= SILENCE:
+            self._told = time.monotonic()
+            typer.echo(f"tokenising {status.share:.1%}: {told}", err=True)
