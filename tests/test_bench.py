@@ -23,7 +23,9 @@ from chrome import opened
 from typer.testing import CliRunner
 
 from benchmarks.page import CHROMIUM, launched
+from semanticodec.audio import resample
 from semanticodec.bench import neural
+from semanticodec.bench.align import loudness
 from semanticodec.bench.clips import Clip, Wave, find
 from semanticodec.bench.codecs import About, Coded, Decodes, Semanticodec, ours
 from semanticodec.bench.commands import Command, classical, configured
@@ -531,6 +533,38 @@ def test_answers_are_screened_and_averaged(tmp_path: Path):
     (tmp_path / "mushra.csv").write_text("trial_id\n1\n")
     with pytest.raises(ConfigError, match="needs the columns"):
         analyse(tmp_path / "mushra.csv", tmp_path / "key.json")
+
+
+def test_a_peak_in_one_stimulus_turns_all_of_its_trial_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    clicks = np.zeros(3 * SAMPLE_RATE)
+    clicks[::4000] = 1.0
+    smeared = np.convolve(clicks, np.hanning(400), "same") * np.random.default_rng(0).standard_normal(len(clicks))
+    export([Item("clicks", clicks, {"a": smeared})], Path())
+    config = json.loads((tmp_path / "config.yaml").read_text())
+    page = next(page for page in config["pages"] if page["type"] == "mushra")
+    meaning = json.loads((tmp_path / "key.json").read_text())["trials"][page["id"]]["stimuli"]
+    levels = {}
+    for name, path in {"reference": page["reference"], **page["stimuli"]}.items():
+        assert path.startswith(f"configs/{tmp_path.name}/stimuli/")
+        wave, _ = soundfile.read(tmp_path / Path(path).relative_to(f"configs/{tmp_path.name}"))
+        assert np.abs(wave).max() <= 0.991
+        levels[meaning.get(name, name)] = loudness(resample(torch.from_numpy(wave), 48_000, SAMPLE_RATE).numpy())
+    assert levels["a"] == pytest.approx(levels["reference"], abs=0.5)
+
+
+def test_people_with_the_same_initials_are_two(tmp_path: Path):
+    export(items(1), tmp_path, seed=1)
+    ((trial, facts),) = json.loads((tmp_path / "key.json").read_text())["trials"].items()
+    names = {meaning: name for name, meaning in facts["stimuli"].items()}
+    with (tmp_path / "mushra.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("session_uuid", "listener", "trial_id", "rating_stimulus", "rating_score"))
+        writer.writerows((who, "AB", trial, names["a"], score) for who, score in (("u1", 80), ("u2", 20)))
+    verdict = analyse(tmp_path / "mushra.csv", tmp_path / "key.json")
+    assert verdict.kept == ["AB u1", "AB u2"]
+    assert verdict.means["a"].mean == 50
+    assert verdict.means["a"].low < 50 < verdict.means["a"].high
 
 
 def test_items_come_from_a_run(ran: tuple[Plan, Results]):

@@ -19,7 +19,7 @@ import torch
 
 from semanticodec.checkpoints import WEIGHTS
 from semanticodec.corpus import CorpusOptions, card, local, tokenize_corpus, verify, verify_corpus
-from semanticodec.corpus.records import Finished, Item, schema
+from semanticodec.corpus.records import Finished, Item, schema, seconds_of
 from semanticodec.corpus.shards import Committer, Output
 from semanticodec.corpus.worker import Tokeniser, Work
 from semanticodec.errors import ConfigError, SemantiCodecError
@@ -370,3 +370,10 @@ def test_datasets_reads_every_corpus(
         assert failures["id"][:] == ["bad.wav"]
     if form != "shar":
         assert len(datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))) == 3
+
+
+def test_seconds_do_not_depend_on_how_a_chunk_was_put_together():
+    lengths = np.random.default_rng(0).integers(1, 10**6, 400)
+    rows = pa.table({"samples": lengths, "sample_rate": [44_100] * 400})
+    parts = pa.concat_tables([rows.slice(200), rows.slice(0, 200)])
+    assert seconds_of(rows) == seconds_of(parts) == pytest.approx(lengths.sum() / 44_100)

@@ -72,7 +72,7 @@ def export(items: Sequence[Item], folder: Path, *, seed: int = 0, title: str = "
             f"{crowded.name} has {len(crowded.decodes)} systems; BS.1534 allows 12 signals with reference and anchors, "
             "so choose 9 or fewer"
         )
-    draw = random.Random(seed)
+    test, draw = folder.resolve().name, random.Random(seed)
     order = draw.sample(list(items), len(items))
     names = draw.sample(range(1000, 10_000), sum(len(i.decodes) + len(ANCHORS) for i in items))
     pages: list[Any] = []
@@ -84,12 +84,15 @@ def export(items: Sequence[Item], folder: Path, *, seed: int = 0, title: str = "
         draw.shuffle(conditions)
         stimuli, meaning = {}, {}
         waves = {REFERENCE: item.original} | {f"s{names.pop()}": wave for _, wave in conditions}
-        for (name, wave), condition in zip(waves.items(), (REFERENCE, *(c for c, _ in conditions)), strict=True):
+        prepared = {name: _prepared(wave, item.original) for name, wave in waves.items()}
+        # One factor for all, so that a peak in one of them leaves the others as loud as it.
+        loudest = max(1.0, *(float(np.abs(wave).max()) / 0.99 for wave in prepared.values()))
+        for name, condition in zip(prepared, (REFERENCE, *(c for c, _ in conditions)), strict=True):
             path = folder / "stimuli" / trial / f"{name}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
-            save(path, torch.from_numpy(_prepared(wave, item.original)), RATE)
+            save(path, torch.from_numpy(prepared[name] / loudest), RATE)
             if condition != REFERENCE:
-                stimuli[name] = f"configs/{folder.name}/stimuli/{trial}/{name}.wav"
+                stimuli[name] = f"configs/{test}/stimuli/{trial}/{name}.wav"
                 meaning[name] = condition
         key["trials"][trial] = {"clip": item.name, "stimuli": meaning}
         pages.append(
@@ -100,7 +103,7 @@ def export(items: Sequence[Item], folder: Path, *, seed: int = 0, title: str = "
                 "content": "How good is each signal beside the reference?  One of them is the reference itself.",
                 "showWaveform": True,
                 "enableLooping": True,
-                "reference": f"configs/{folder.name}/stimuli/{trial}/{REFERENCE}.wav",
+                "reference": f"configs/{test}/stimuli/{trial}/{REFERENCE}.wav",
                 "createAnchor35": False,
                 "createAnchor70": False,
                 "stimuli": stimuli,
@@ -122,7 +125,7 @@ def export(items: Sequence[Item], folder: Path, *, seed: int = 0, title: str = "
     }
     config = {
         "testname": title,
-        "testId": folder.name,
+        "testId": test,
         "bufferSize": 2048,
         "stopOnErrors": True,
         "showButtonPreviousPage": True,
@@ -144,7 +147,7 @@ def _prepared(wave: Samples, original: Samples) -> NDArray[np.float32]:
     wave[: len(fade)] *= fade
     wave[len(wave) - len(fade) :] *= fade[::-1]
     result: NDArray[np.float32] = resample(torch.from_numpy(wave), SAMPLE_RATE, RATE).numpy()
-    return result / max(1.0, float(np.abs(result).max()) / 0.99)
+    return result
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class Verdict:
     """What listeners said.
 
     Args:
-        means: condition -> mean over clips and listeners with its interval over listeners' scores.
+        means: condition -> mean over clips and listeners, with its interval over listeners (over trials, of one alone).
         comparisons: pairs of conditions, on (listener, trial).
         kept: listeners whose answers count.
         excluded: listener -> why theirs do not.
@@ -191,7 +194,9 @@ def analyse(answers: Path, key: Path, *, listener: str = "listener") -> Verdict:
         if stimulus != REFERENCE and stimulus not in meaning:
             raise ConfigError(f"{answers}: {stimulus} of {trial} is not in {key}")
         condition = REFERENCE if stimulus == REFERENCE else meaning[stimulus]
-        ratings.setdefault(row[listener], {}).setdefault(trial, {})[condition] = float(row["rating_score"])
+        # Two people may have the same initials, and nobody has to give any.
+        who = " ".join(filter(None, (row[listener], row.get("session_uuid"))))
+        ratings.setdefault(who, {}).setdefault(trial, {})[condition] = float(row["rating_score"])
 
     excluded = _screened(ratings)
     scores: dict[str, dict[str, float]] = {}
@@ -200,10 +205,20 @@ def analyse(answers: Path, key: Path, *, listener: str = "listener") -> Verdict:
             for trial, given in theirs.items():
                 for condition, score in given.items():
                     scores.setdefault(condition, {})[f"{who}/{trial}"] = score
-    means = {c: mean for c, found in scores.items() if (mean := interval([(value, 1.0) for value in found.values()]))}
+    means = {c: mean for c, found in scores.items() if (mean := interval(_by_listener(found)))}
     means = dict(sorted(means.items(), key=lambda pair: -pair[1].mean))
     kept = [who for who in ratings if who not in excluded]
     return Verdict(means, paired({condition: scores[condition] for condition in means}), kept, excluded)
+
+
+def _by_listener(scores: Mapping[str, float]) -> list[tuple[float, float]]:
+    """Return each listener's mean and number of scores: their own scores are no independent ones."""
+    own: dict[str, list[float]] = {}
+    for name, score in scores.items():
+        own.setdefault(name.rpartition("/")[0], []).append(score)
+    if len(own) == 1:
+        return [(score, 1.0) for score in scores.values()]
+    return [(sum(found) / len(found), float(len(found))) for found in own.values()]
 
 
 def _screened(ratings: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, str]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ..errors import SemantiCodecError
 from .reading import Reading
-from .records import Assembler, Event, Finished, Item, ItemDone, ItemFailed, schema
+from .records import Assembler, Event, Finished, Item, ItemDone, ItemFailed, schema, seconds_of
 from .worker import Work
 
 ENTRY = "from semanticodec.corpus.worker import main; main()"
@@ -52,7 +52,7 @@ class _Job:
             return None
         rows = pa.concat_tables([part.rows for part in self.done])
         failures = [failure for part in self.done for failure in part.failures]
-        return Finished(self.chunk, rows, failures, sum(part.seconds for part in self.done))
+        return Finished(self.chunk, rows, failures, seconds_of(rows))
 
     def bury(self, work: Work, status: int) -> None:
         """A worker has died of the task: take the chunk apart, try the item again, or give it up."""

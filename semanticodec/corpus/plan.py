@@ -113,6 +113,8 @@ class Plan:
             again = (item for chunk in range(len(listed)) for item in listed[chunk])
             Plan._write(told_apart, _tell_apart(again, taken, counts), chunk_items, chunk_bytes)
             told_apart.replace(draft)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())  # what says that the run has begun must not outlive it
         draft.replace(path)
 
     @staticmethod

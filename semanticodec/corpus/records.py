@@ -6,6 +6,7 @@ recording, or a channel or a stretch of speech of one.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -224,6 +225,12 @@ class Finished:
     seconds: float
 
 
+def seconds_of(rows: pa.Table) -> float:
+    """Return the seconds of sound in rows, rounded once: the same in whatever order, and from whatever parts."""
+    lengths = zip(rows.column("samples").to_pylist(), rows.column("sample_rate").to_pylist(), strict=True)
+    return math.fsum(samples / rate for samples, rate in lengths)
+
+
 class Assembler:
     """Puts the events of one chunk together, whatever their order."""
 
@@ -265,7 +272,6 @@ class Assembler:
         """Return rows and failures, in the order of the items."""
         rows: list[dict[str, Any]] = []
         failures: list[dict[str, Any]] = []
-        seconds = 0.0
         for index, item in enumerate(self.items):
             if index in self._failed:
                 failures.append(self.failure(item, self._failed[index]))
@@ -273,8 +279,8 @@ class Assembler:
             for row in range(self._rows[index]):
                 facts = self._facts[index, row]
                 rows.append(self._row(item, facts))
-                seconds += facts.samples / facts.rate
-        return Finished(self.chunk, pa.Table.from_pylist(rows, schema(self._keep)), failures, seconds)
+        table = pa.Table.from_pylist(rows, schema(self._keep))
+        return Finished(self.chunk, table, failures, seconds_of(table))
 
     def _row(self, item: Item, facts: RowFacts) -> dict[str, Any]:
         parts = [self._coded[facts.item, facts.row, index] for index in range(facts.spans)]
