@@ -3,7 +3,8 @@
 ``python -m benchmarks.corpus throughput kills tiny memory long --write``
 
 ``throughput`` wants a quiet machine; ``memory`` and ``long`` replace filter bank and networks by zeros, as
-they measure what the pipeline keeps, and say so in their results.
+they measure what the pipeline keeps, and say so in their results.  ``kills`` forks one process that does everything, so
+that most kills lie in its commits; ``command-kills`` kills the whole command, its workers with it.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -33,12 +36,14 @@ from semanticodec import SemantiCodec
 from semanticodec.audio import load, resample
 from semanticodec.config import COLUMN
 from semanticodec.corpus import CorpusOptions, local, run, tokenize_corpus
-from semanticodec.corpus.records import Finished, Item
+from semanticodec.corpus.records import Finished, Item, printable
 from semanticodec.corpus.worker import Tokeniser, Work
 
+from .hostile import hostile_corpus
 from .measure import ROOT, machine
 
 RESULTS = Path(__file__).parent / "results"
+PARTS = ("throughput", "overhead", "memory", "long", "tiny", "kills", "command-kills", "corrupt")
 AUDIO = ROOT.parent / "shared" / "audio" / "dev"
 RATE = 16_000
 
@@ -325,16 +330,72 @@ def kills(model: str, points: int, folder: Path) -> dict[str, Any]:
     return {"points": points, "byte_identical": equal, "killed_while": stages, "run_seconds": round(duration, 2)}
 
 
+def command_kills(model: str, points: int, folder: Path) -> dict[str, Any]:
+    """Kill the command with its workers at random moments, resume it, and compare the contents."""
+    sounds = folder / "sounds"
+    sounds.mkdir()
+    for index, wave in enumerate(recordings(12)[:120]):
+        for part in range(4):
+            piece = wave[part * RATE // 2 : (part + 1) * RATE // 2]
+            soundfile.write(sounds / f"{index:04d}-{part}.flac", piece if len(piece) else wave[:100], RATE)
+    entry = "from semanticodec.cli import main; main()"
+    words = ["tokenize", str(sounds), "--model", model, "--workers", "2", "--shard-mb", "0.01", "--resume", "-o"]
+
+    def begin(out: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", entry, *words, str(out)]
+        return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    started = time.monotonic()
+    if begin(folder / "whole").wait():
+        raise RuntimeError("the undisturbed run has failed")
+    duration = time.monotonic() - started
+    expected, generator, equal, finished = contents(folder / "whole"), random.Random(1), 0, 0
+    for point in range(points):
+        out = folder / f"cut{point}"
+        process = begin(out)
+        time.sleep(generator.uniform(0.3, 1.0) * duration)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        finished += (out / "manifest.json").exists()
+        begin(out).wait()
+        equal += contents(out) == expected
+        shutil.rmtree(out)
+    return {
+        "points": points,
+        "byte_identical": equal,
+        "finished_before_the_kill": finished,
+        "run_seconds": round(duration, 2),
+    }
+
+
+def corrupt(model: str, folder: Path) -> dict[str, Any]:
+    """Tokenise a corpus of odd and damaged files: which are rows, and which are listed with what reason."""
+    sounds = folder / "sounds"
+    sounds.mkdir()
+    good, bad = hostile_corpus(sounds)
+    tokenize_corpus([sounds], folder / "out", options=CorpusOptions(model=model, workers=1))
+    rows = set(pq.read_table(folder / "out" / "data", columns=["id"])["id"].to_pylist())
+    failures = pq.read_table(folder / "out" / "failures.parquet", columns=["id", "error", "reason"]).to_pylist()
+    return {
+        "good": len(good),
+        "good_tokenised": len(rows & set(map(printable, good))),
+        "bad": len(bad),
+        "bad_listed": len({failure["id"] for failure in failures} & bad),
+        "others": sorted(rows - set(map(printable, good))),
+        "failures": {failure["id"]: f"{failure['error']}: {failure['reason']}" for failure in failures},
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is asked for, print, and with ``--write`` keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=["throughput", "overhead", "memory", "long", "tiny", "kills"])
+    parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("--model", default="mini-100")
     parser.add_argument("--minutes", type=float, default=60, help="sound for throughput and overhead")
     parser.add_argument("--hours", type=float, default=100, help="sound for memory")
     parser.add_argument("--long-hours", type=float, default=10)
     parser.add_argument("--files", type=int, default=10_000, help="for tiny")
-    parser.add_argument("--points", type=int, default=50, help="for kills")
+    parser.add_argument("--points", type=int, default=50, help="for kills and command-kills")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}/ as JSON")
     options = parser.parse_args(arguments)
@@ -345,6 +406,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "long": lambda folder: long(options.model, options.long_hours, folder),
         "tiny": lambda folder: tiny(options.model, options.files, options.workers, folder),
         "kills": lambda folder: kills(options.model, options.points, folder),
+        "command-kills": lambda folder: command_kills(options.model, options.points, folder),
+        "corrupt": lambda folder: corrupt(options.model, folder),
     }
     for part in options.parts:
         with tempfile.TemporaryDirectory(prefix=f"corpus-{part}-") as folder:

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import tarfile
@@ -29,6 +28,7 @@ import tiny
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.hostile import damaged, hostile_corpus, sound, wav
 from semanticodec.audio import fbank_windows
 from semanticodec.cli import app
 from semanticodec.config import COLUMN, preset
@@ -55,17 +55,6 @@ from semanticodec.tokens import Vocabulary
 
 WORK = Work("mini-25", None, "cpu", "float32", 5.12, 0, "downmix", vad=False, keep_features=False)
 RATE = 16_000
-
-
-def sound(samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:
-    """Return noise ``[samples, channels]``, a different one for every seed."""
-    return np.random.default_rng(seed).normal(0, 0.1, (samples, channels)).astype(np.float32)
-
-
-def wav(samples: int, rate: int = RATE, channels: int = 1, seed: int = 0, form: str = "WAV") -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, sound(samples, channels, seed), rate, format=form)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -385,49 +374,13 @@ def test_vad_keeps_what_is_spoken(tmp_path: Path, root: Path):
     assert "nobody speaks" in failed.reason  # type: ignore[union-attr]
 
 
-def damaged() -> dict[str, bytes]:
-    """Return sound files that cannot be read, by name."""
-    whole = wav(16_000)
-    zero_rate = bytearray(whole)
-    zero_rate[24:28] = struct.pack("<I", 0)
-    nan = io.BytesIO()
-    soundfile.write(nan, np.full(100, np.nan, np.float32), RATE, format="WAV", subtype="FLOAT")
-    return {
-        "truncated.wav": whole[:10_000],
-        "truncated.flac": wav(16_000, form="FLAC")[:9_000],
-        "truncated.aiff": wav(16_000, form="AIFF")[:9_000],
-        "empty.wav": b"",
-        "header.wav": whole[:44],
-        "text.wav": b"this is no sound",
-        "zero.wav": bytes(zero_rate),
-        "nan.wav": nan.getvalue(),
-        "movie.mp4": b"\0\0\0\x20ftypisom" + bytes(100),
-    }
-
-
 def test_a_corrupt_corpus(tmp_path: Path, tokeniser: Tokeniser):
-    good = {
-        "flac.wav": wav(3_000, form="FLAC"),  # a wrong ending
-        "one.wav": wav(1),
-        "fast.wav": wav(5_000, rate=192_000),
-        "wide.wav": wav(5_000, channels=8),
-        os.fsdecode(b"caf\xe9.wav"): wav(4_000),
-    }
-    # what a program writes that does not know the length yet
-    stream = bytearray(wav(5_000))
-    stream[4:8] = stream[40:44] = b"\xff" * 4
-    good["stream.wav"] = bytes(stream)
-    bad = damaged()
-    for name, data in (good | bad).items():
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "around").symlink_to(tmp_path)
-    (tmp_path / "self.wav").symlink_to(tmp_path / "self.wav")
-    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    good, bad = hostile_corpus(tmp_path)
     finished = tokeniser.run(0, list(inputs.find_items([str(tmp_path)])))
     assert {row["id"] for row in rows_of(finished)} == {printable(name) for name in good}
     failures = {failure["id"]: failure for failure in finished.failures}
-    assert set(failures) == {*bad, "self.wav", "gone.wav"}
-    assert {failures[name]["error"] for name in bad} == {"AudioError"}
+    assert set(failures) == bad
+    assert {failures[name]["error"] for name in damaged()} == {"AudioError"}
     assert "promises 32000 bytes and 9956 follow" in failures["truncated.wav"]["reason"]
     assert failures["gone.wav"]["error"] == "FileNotFoundError"
     assert all(failure["reason"] for failure in finished.failures)
