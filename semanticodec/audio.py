@@ -315,6 +315,7 @@ def recording(wave: Tensor | np.ndarray) -> Tensor:
 
 
 @functools.cache
+@torch.inference_mode(mode=False)  # whoever is first: training must be able to use it too
 def _kaldi_filters() -> Tensor:
     """Triangles in the mel domain, ``[256, 128]`` (the bin at the Nyquist frequency has no weight)."""
 
@@ -329,6 +330,7 @@ def _kaldi_filters() -> Tensor:
 
 
 @functools.cache
+@torch.inference_mode(mode=False)
 def _hann(size: int, *, periodic: bool = True) -> Tensor:
     return torch.hann_window(size, periodic=periodic)
 
@@ -388,6 +390,7 @@ def fbank_windows(pieces: Iterable[Tensor], context: int, block: int, *, mark_en
 
 
 @functools.cache
+@torch.inference_mode(mode=False)
 def slaney_filters(mel: MelConfig = MEL_16K) -> Tensor:
     """Return Slaney-normalised mel filters over the bins of the FFT, ``[n_fft / 2 + 1, bins]``.
 

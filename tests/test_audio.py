@@ -294,3 +294,12 @@ class TestLogMel:
 
     def test_silence(self) -> None:
         assert torch.equal(log_mel(torch.zeros(1, 1600)), torch.full((1, 10, 64), math.log(1e-5)))
+
+
+def test_what_is_kept_can_be_trained_with_whoever_asked_first():
+    audio.slaney_filters.cache_clear()
+    audio._hann.cache_clear()
+    audio._kaldi_filters.cache_clear()
+    with torch.inference_mode():
+        kept = (audio.slaney_filters(), audio._hann(400), audio._kaldi_filters())
+    assert not any(tensor.is_inference() for tensor in kept)
