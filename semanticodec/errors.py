@@ -12,7 +12,8 @@ SemantiCodecError
     ├── CorruptedError               a checksum or a length does not hold
     └── VersionError                 written by a format version this package does not know
 
-Messages say what was seen, what was wanted and what to do.  :class:`LicenceWarning` is the one warning of our own.
+Messages say what was seen, what was wanted and what to do.  Our own warnings are :class:`LicenceWarning` and
+:class:`CutWarning`.
 """
 
 
@@ -70,3 +71,7 @@ class VersionError(WireError):
 
 class LicenceWarning(UserWarning):
     """Weights that may not be used commercially are being loaded."""
+
+
+class CutWarning(UserWarning):
+    """Part of a text is not read."""

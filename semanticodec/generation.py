@@ -305,22 +305,26 @@ class Generator:
             waves = self._best(waves, n, resample(heard, sample_rate, self.sample_rate))
         return waves[0]
 
-    def editor(self, text: str, *, transcription: str = "", negative: str | None = None) -> Editor:
+    def editor(
+        self, text: str, *, transcription: str = "", negative: str | None = None, policy: Policy = "zeros"
+    ) -> Editor:
         """Return the editor that generates what a prompt says where a recording is not kept.
 
         Args:
             text: a description, or a label.
             transcription: what is said, for speech models.
             negative: what guidance steers away from.
+            policy: as in :meth:`generate`.
 
         Raises:
             CheckpointError: a tokenizer's files cannot be found.
-            ConfigError: the text is no label, or a transcription was given to a model that reads none.
+            ConfigError: the text is no label, the policy is unknown, or a transcription was given to a model that
+                reads none.
         """
         prompts = Prompts([text], [transcription] if transcription else ())
         negatives = None if negative is None else [negative]
         with torch.inference_mode():
-            condition = always(self.prompts(prompts), self._absent(1, "zeros", negatives))
+            condition = always(self.prompts(prompts), self._absent(1, policy, negatives))
         return Editor(self.latent, condition, self.window, self.overlap)
 
     @property

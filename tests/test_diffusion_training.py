@@ -104,6 +104,14 @@ def test_a_row_without_its_condition_is_the_unconditional_row(length: int) -> No
     assert (predicted(latent, nothing(), x, t)[1] - mixed[1]).abs().max() > 0.01
 
 
+def test_what_one_side_lacks_is_not_dropped_in_silence() -> None:
+    rows = torch.tensor([True, False])
+    with pytest.raises(ConfigError, match="film and concat"):
+        dropped(conditioning(), replace(nothing(), film=None, concat=None), rows)
+    with pytest.raises(ConfigError, match="has concat;"):
+        dropped(replace(conditioning(), concat=None), nothing(), rows)
+
+
 def test_controls_stay() -> None:
     control = Control(ControlNet(ControlNetConfig(FILMED, hint_widths=(4, 6, 8))), noise(2, 1, 32, 16))
     asked = replace(conditioning(), controls=(control,))

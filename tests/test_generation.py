@@ -180,6 +180,8 @@ class TestWhatIsRefused:
                 labelled().generate("rain", duration=0.1, **options)
         with pytest.raises(ConfigError, match="policy 'none' is unknown"):
             labelled().generate("rain", duration=0.1, policy="none")  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="policy 'none' is unknown"):
+            labelled().editor("rain", policy="none")  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="at least one text"):
             labelled().generate([])
 
@@ -228,6 +230,11 @@ class TestPrompts:
         if kind == "sequence":
             other = own.generate("a dog barks", duration=0.2, policy="negative_prompt")
             assert not torch.allclose(plain, other, atol=1e-4)
+            wave = 0.1 * torch.randn(3200, generator=torch.Generator().manual_seed(0))
+            zeros, chain = (
+                own.editor("a dog barks", policy=policy).transfer(wave, RATE) for policy in ("zeros", "negative_prompt")
+            )
+            assert not torch.allclose(zeros, chain, atol=1e-4)
 
     def test_clap_chooses(self, tmp_path: Path) -> None:
         own = prompted("film", tmp_path)

@@ -14,8 +14,8 @@ from prompting import PHONEMES
 from tiny import fill, noise
 
 from semanticodec.conditioners import phonemes
-from semanticodec.conditioners.phonemes import SYMBOLS, CutWarning, Phonemes, clean, phonemize, symbol_ids
-from semanticodec.errors import ConfigError
+from semanticodec.conditioners.phonemes import SYMBOLS, Phonemes, clean, phonemize, symbol_ids
+from semanticodec.errors import ConfigError, CutWarning
 from semanticodec.nn.phonemes import RelativeAttention
 
 needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
@@ -46,6 +46,16 @@ def test_phonemize() -> None:
     assert phonemize("Hello, world!") == "həlˈoʊ, wˈɜːld!"
     assert phonemize("Dr. Who?") == phonemize("doctor who?") == "dˈɑːktɚ hˈuː?"
     assert phonemize(" ") == ""
+
+
+def test_words_in_other_scripts_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phonemes, "_espeak", lambda: SimpleNamespace(phonemize=lambda texts, strip: texts))  # noqa: ARG005
+    with pytest.warns(CutWarning, match="'Привет', 'Straße'") as told:
+        assert phonemize("Say Привет in the naïve Straße — “now”") == 'say in the naive strae - "now"'
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        phonemize("The naïve café, “½” full…")
 
 
 @needs_espeak

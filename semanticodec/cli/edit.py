@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .jobs import FORMATS, Precision, Work, plan, user_errors
+from .jobs import FORMATS, Precision, Unprompted, Work, plan, user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,6 +100,9 @@ def _run(
             "--published", help="Sample as published: DDIM, eta 1, the published timesteps, and a system's own steps."
         ),
     ] = False,
+    policy: Annotated[Unprompted, typer.Option(help="What stands for no text, where the published codes differ.")] = (
+        Unprompted.zeros
+    ),
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the noise.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")] = "auto",
     dtype: Annotated[Precision, typer.Option(help="Of the weights; half precision is for GPUs.")] = Precision.float32,
@@ -126,7 +129,7 @@ def _run(
             steps=options.steps if steps is None else steps,
             guidance=options.guidance if guidance is None else guidance,
         )
-        editor_of = _editors(model, like, asked, weights, offload, device=device, dtype=getattr(torch, dtype))
+        editor_of = _editors(model, like, asked, policy, weights, offload, device=device, dtype=getattr(torch, dtype))
         for (job,) in work.batches(jobs, 1):
             with work.guard(job):
                 job.check_target(force)
@@ -139,7 +142,13 @@ def _run(
 
 
 def _editors(
-    model: str, like: str | None, asked: dict[str, str | None], weights: str | None, offload: bool, **place: Any
+    model: str,
+    like: str | None,
+    asked: dict[str, str | None],
+    policy: Unprompted,
+    weights: str | None,
+    offload: bool,
+    **place: Any,
 ) -> Callable[[Tensor, int], Editor]:
     """Load a model, and return the function that makes its editor for a recording."""
     from .. import audio
@@ -152,10 +161,13 @@ def _editors(
             raise ConfigError(f"--like is for codecs; {model} reads --prompt")
         generator = Generator.from_pretrained(model, weights=weights, offload=offload, **place)
         editor = generator.editor(
-            asked["prompt"] or "", transcription=asked["transcription"] or "", negative=asked["negative"]
+            asked["prompt"] or "",
+            transcription=asked["transcription"] or "",
+            negative=asked["negative"],
+            policy=policy.value,
         )
         return lambda wave, rate: editor  # noqa: ARG005
-    seen = {**asked, "weights": weights, "offload": offload}
+    seen = {**asked, "policy": policy is not Unprompted.zeros, "weights": weights, "offload": offload}
     if any(seen.values()):
         needless = " and ".join(f"--{name}" for name, value in seen.items() if value)
         raise ConfigError(f"{model} is a codec: its codes say what is heard; leave out {needless}")

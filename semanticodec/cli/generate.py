@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from .jobs import FORMATS, Job, Precision, user_errors
+from .jobs import FORMATS, Job, Precision, Unprompted, user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,13 +20,6 @@ if TYPE_CHECKING:
     from ..generation import Generator
 
 LONGEST_NAME = 60
-
-
-class Unprompted(StrEnum):
-    """What guidance steers away from where nothing else is said."""
-
-    zeros = "zeros"
-    negative_prompt = "negative_prompt"
 
 
 def generate(

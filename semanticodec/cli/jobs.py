@@ -27,6 +27,13 @@ FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 """Sound files that folders are searched for, and that can be written."""
 
 
+class Unprompted(StrEnum):
+    """What guidance steers away from where nothing else is said."""
+
+    zeros = "zeros"
+    negative_prompt = "negative_prompt"
+
+
 class Precision(StrEnum):
     """Floating-point types of weights."""
 

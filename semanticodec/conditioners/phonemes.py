@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, CutWarning
 from ..nn.phonemes import PhonemeEncoder
 from .config import PhonemeConfig
 from .sequence import Context
@@ -51,10 +51,6 @@ _ABBREVIATION = re.compile(rf"\b({'|'.join(_SHORT)})\.")
 _QUOTES = str.maketrans("‘’“”«»—–", '\'\'""""--')
 
 
-class CutWarning(UserWarning):
-    """Something is longer than what reads it, and its end is not read."""
-
-
 def clean(text: str) -> str:
     """Return ``text`` in lower-case ASCII with abbreviations spelled out.
 
@@ -82,6 +78,8 @@ def _espeak() -> Any:
 def phonemize(text: str) -> str:
     """Return American English in the International Phonetic Alphabet, with stress and punctuation.
 
+    Letters and digits of other scripts are left out; a :class:`~semanticodec.errors.CutWarning` names the words.
+
     Raises:
         ConfigError: there is a text but nothing in it to read, or phonemizer or espeak-ng is not installed.
     """
@@ -96,7 +94,17 @@ def phonemize(text: str) -> str:
             f"nothing in {text!r} can be spoken: English in Latin letters is read, with digits and punctuation, and "
             "other scripts are left out; write the text in Latin letters"
         )
+    if foreign := [word for word in text.split() if any(map(_unread, unicodedata.normalize("NFKD", word)))]:
+        warnings.warn(
+            f"not all letters can be read of {', '.join(map(repr, foreign))}: write them in Latin letters",
+            CutWarning,
+            stacklevel=2,
+        )
     return phonemes
+
+
+def _unread(letter: str) -> bool:
+    return letter.isalnum() and not letter.isascii()
 
 
 def symbol_ids(phonemes: str) -> list[int]:
@@ -116,7 +124,7 @@ class Phonemes(nn.Module):
         """Return ids int64 ``[B, length]`` and their mask.
 
         An empty transcription is all padding: it asks for nothing.  Longer ones are cut, the end symbol included, as
-        published; a :class:`CutWarning` tells.
+        published; a :class:`~semanticodec.errors.CutWarning` tells.
 
         Raises:
             ConfigError: as :func:`phonemize`.

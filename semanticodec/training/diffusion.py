@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 
 from ..diffusion import SamplerOptions
+from ..errors import ConfigError
 from ..latent import Conditioning, Known, LatentDiffusion
 from .loop import Logs, RunOptions, adamw, channels_last, descend, follow, mean_logs
 
@@ -75,6 +76,9 @@ def dropped(conditioning: Conditioning, unconditional: Conditioning, rows: Tenso
         conditioning: of B rows; its controls stay in every row, since guidance does not steer away from them.
         unconditional: of B rows.
         rows: bool ``[B]``, the rows that lose their condition.
+
+    Raises:
+        ConfigError: one of the two lacks what the other has.
     """
 
     def choose(asked: Tensor, absent: Tensor) -> Tensor:
@@ -86,9 +90,13 @@ def dropped(conditioning: Conditioning, unconditional: Conditioning, rows: Tenso
         pairs = zip(_padded(*asked, length), _padded(*absent, length), strict=True)
         sequence, mask = (choose(*pair) for pair in pairs)
         contexts.append((sequence, mask))
+    kinds = {"film": (conditioning.film, unconditional.film), "concat": (conditioning.concat, unconditional.concat)}
+    if lone := [name for name, pair in kinds.items() if (pair[0] is None) != (pair[1] is None)]:
+        raise ConfigError(
+            f"only one of the conditioning and its unconditional value has {' and '.join(lone)}; give both"
+        )
     film, concat = (
-        None if asked is None or absent is None else choose(asked, absent)
-        for asked, absent in ((conditioning.film, unconditional.film), (conditioning.concat, unconditional.concat))
+        None if asked is None or absent is None else choose(asked, absent) for asked, absent in kinds.values()
     )
     return replace(conditioning, contexts=tuple(contexts), film=film, concat=concat)
 
