@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from semanticodec import SamplerOptions, SemantiCodec
 from semanticodec.audio import load
 from semanticodec.config import COLUMN, SAMPLE_RATE, CodecConfig, preset
 from semanticodec.diffusion import FAST, noise
+from semanticodec.graphs import cuda_recorder, rerun_recorder
 from semanticodec.latent import Conditioning
 from semanticodec.model import CodecModel
 
@@ -230,7 +232,9 @@ def measure_start(runs: int = 3) -> dict[str, float]:
 def scaling(
     name: str, device: str, dtype: torch.dtype, batches: Sequence[int], seconds: int = 10
 ) -> list[dict[str, Any]]:
-    """Measure decoding of a preset at growing batch sizes: real-time factor, streams, and TFLOP/s over the peak.
+    """Measure a preset at growing batch sizes: real-time factor, streams, and TFLOP/s over the peak.
+
+    Encoding and decoding, with the networks as they are and recorded as CUDA graphs (on a CPU their stand-in).
 
     Args:
         name: of the preset; official ones get random weights.
@@ -240,26 +244,38 @@ def scaling(
         seconds: of sound in each row.
     """
     config = preset(name)
-    if name.startswith("mini"):
-        codec = SemantiCodec.from_pretrained(name, device=device, dtype=dtype)
-    else:
-        model = CodecModel(config, encoder=False)
+
+    def load_codec() -> SemantiCodec:
+        if name.startswith("mini"):
+            return SemantiCodec.from_pretrained(name, device=device, dtype=dtype)
+        model = CodecModel(config)
         randomise([p for p in model.parameters() if p.ndim > 1], seed=0)
         randomise(model.codebooks.buffers(), seed=1)
-        codec = SemantiCodec.from_model(config, model.to(device, dtype))
-    a = torch.randn(4096 if device != "cpu" else 1024, 4096 if device != "cpu" else 1024, device=device, dtype=dtype)
-    peak = 2 * len(a) ** 3 / 1e12 / timed(lambda: _wait(device, a @ a), 5).wall
+        return SemantiCodec.from_model(config, model.to(device, dtype))
+
+    recorder = rerun_recorder if device == "cpu" else cuda_recorder
+    codecs = {"plain": load_codec(), "recorded": load_codec().record(recorder)}
+    size = 1024 if device == "cpu" else 8192
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    peak = 2 * size**3 / 1e12 / timed(lambda: _wait(device, a @ a), 5).wall
     rows = []
     frames = config.frames(seconds * SAMPLE_RATE)
+    sizes = torch.tensor(config.codebook_sizes)[:, None]
     for batch in batches:
-        sizes = torch.tensor(config.codebook_sizes)[:, None]
         codes = (torch.rand(batch, 2, frames, generator=torch.Generator().manual_seed(0)) * sizes).long()
-        count = gflop(lambda: codec.decode(codes)) / 1e3  # noqa: B023
-        wall = timed(lambda: _wait(device, codec.decode(codes)), 2).wall  # noqa: B023
-        factor = wall / (batch * seconds)
-        rows.append({"batch": batch, "factor": factor, "streams": 1 / factor, "share": count / wall / peak})
-        print(f"  {name:<24}{batch:>4} rows: real-time factor {factor:.5f} per row, {1 / factor:8.0f} streams, "
-              f"{count / wall:7.2f} TFLOP/s, {count / wall / peak:.2f} of {peak:.1f}")  # fmt: skip
+        waves = noise(0, 0, 0, (batch, seconds * SAMPLE_RATE)) * 0.1
+        counts: dict[str, float] = {}
+        for kind, codec in codecs.items():
+            ways = {"encode": partial(codec.encode, waves, SAMPLE_RATE), "decode": partial(codec.decode, codes)}
+            for way, run in ways.items():
+                if way not in counts:  # of the plain networks: a replay shows no operations
+                    counts[way] = gflop(run) / 1e3
+                wall = timed(lambda run=run: _wait(device, run()), 2).wall  # type: ignore[misc]
+                factor, rate = wall / (batch * seconds), counts[way] / wall
+                rows.append({"batch": batch, "networks": kind, "way": way, "factor": factor, "streams": 1 / factor,
+                             "tflops": rate, "share": rate / peak})  # fmt: skip
+                print(f"  {name:<22}{batch:>4} rows, {kind:<9}{way}: real-time factor {factor:.5f} per row, "
+                      f"{1 / factor:8.0f} streams, {rate:7.2f} TFLOP/s, {rate / peak:.2f} of {peak:.1f}")  # fmt: skip
     return rows
 
 

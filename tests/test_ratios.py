@@ -1,6 +1,7 @@
 """The bench of speed as ratios: its arithmetic and that every part runs, on models of no size."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def test_scaling_counts_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ratios, "preset", preset)
     rows = ratios.scaling("semanticodec-100-4096", "cpu", torch.float32, [1, 2], seconds=1)
-    assert [row["batch"] for row in rows] == [1, 2]
+    seen = [(row["batch"], row["networks"], row["way"]) for row in rows]
+    assert seen == list(itertools.product((1, 2), ("plain", "recorded"), ("encode", "decode")))
     assert all(row["streams"] == pytest.approx(1 / row["factor"]) for row in rows)
     assert all(row["share"] > 0 for row in rows)
 
