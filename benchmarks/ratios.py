@@ -255,6 +255,8 @@ def scaling(
 
     recorder = rerun_recorder if device == "cpu" else cuda_recorder
     codecs = {"plain": load_codec(), "recorded": load_codec().record(recorder)}
+    for codec in codecs.values():
+        codec.columns_at_once = 4096
     size = 1024 if device == "cpu" else 8192
     a = torch.randn(size, size, device=device, dtype=dtype)
     peak = 2 * size**3 / 1e12 / timed(lambda: _wait(device, a @ a), 5).wall

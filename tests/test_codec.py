@@ -310,12 +310,13 @@ class TestEncodeInPieces:
                 pulled += 5000
                 yield sound(5000, index % 7)
 
-        frames = 0
-        for codes in itertools.islice(small.iter_encode(endless(), 16000), 3):
-            frames += codes.shape[2]
-        at_once = 256 // small.config.encoder.mae.columns
-        assert frames == 3 * at_once * small.config.frames(small.config.block)
-        assert pulled - small.config.samples(frames) <= 5000 + 240
+        for columns in (64, SemantiCodec.columns_at_once):  # the memory budget, which a caller may change
+            small.columns_at_once, pulled, frames = columns, 0, 0
+            for codes in itertools.islice(small.iter_encode(endless(), 16000), 3):
+                frames += codes.shape[2]
+            at_once = columns // small.config.encoder.mae.columns
+            assert frames == 3 * at_once * small.config.frames(small.config.block)
+            assert pulled - small.config.samples(frames) <= 5000 + 240
 
     def test_refusals(self) -> None:
         small = codec("mini")
