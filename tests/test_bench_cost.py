@@ -15,7 +15,7 @@ from semanticodec.bench.clips import Clip
 from semanticodec.bench.codecs import Decodes
 from semanticodec.bench.commands import Command, classical, mp3_payload
 from semanticodec.bench.cost import gflop
-from semanticodec.bench.run import _key, _workers
+from semanticodec.bench.run import score_key, workers
 from semanticodec.errors import AudioError
 
 SECONDS = 2.0
@@ -68,7 +68,7 @@ def test_times_are_of_one_thread() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with _workers(1) as each:
+        with workers(1) as each:
             seen = [threads for _, threads in each(lambda _: torch.get_num_threads(), [(0,)], "", lambda *_: None)]
         assert (seen, torch.get_num_threads()) == ([1], 2)
     finally:
@@ -94,5 +94,5 @@ class TestCacheFollows:
 
     def test_what_was_said(self, clip: Clip) -> None:
         said = [Clip("noise", "speech", clip.path, text) for text in ("right", "wrong", None)]
-        assert len({_key("wer", 0, True, one) for one in said}) == 3
-        assert len({_key("stoi", 0, True, one) for one in said}) == 1
+        assert len({score_key("wer", 0, True, one) for one in said}) == 3
+        assert len({score_key("stoi", 0, True, one) for one in said}) == 1

@@ -19,7 +19,7 @@ from semanticodec.bench.commands import adts_payload, ogg_payload
 from semanticodec.bench.listening import low_pass
 from semanticodec.bench.metrics import METRICS, Sound
 from semanticodec.bench.probe import bag, probe, use
-from semanticodec.bench.statistics import interval, paired
+from semanticodec.bench.statistics import holm, interval, paired
 from semanticodec.config import SAMPLE_RATE
 from semanticodec.errors import AudioError
 
@@ -185,10 +185,34 @@ def test_pairs_are_tested_together():
     same = {clip: value + 0.1 * float(rng.standard_normal()) for clip, value in base.items()}
     found = {(c.first, c.second): c for c in paired({"base": base, "better": better, "same": same})}
     assert found["base", "better"].difference == pytest.approx(-1, abs=0.1)
-    assert found["base", "better"].p < 1e-4
-    assert found["base", "same"].p > 0.05
-    assert found["base", "better"].clips == 20
-    assert paired({"a": {"x": 1.0}, "b": {"x": 2.0}}) == []
+    better = found["base", "better"]
+    assert better.low < better.difference < better.high < 0
+    assert better.p is not None
+    assert better.p_holm is not None
+    assert better.p < better.p_holm < 1e-4
+    assert found["base", "same"].verdict == f"{found['base', 'same'].p_holm:.2g}"
+    assert float(found["base", "same"].verdict) > 0.05
+    assert better.clips == 20
+
+
+def test_too_few_clips_say_so():
+    one = {f"c{n}": float(n) for n in range(8)}
+    five = {f"c{n}": n + 0.5 for n in range(5)}
+    (few,) = paired({"one": one, "five": five})
+    assert (few.p, few.p_holm, few.clips, few.difference) == (None, None, 5, -0.5)
+    assert few.verdict == "not tested: 5 in common, 6 needed"
+    (six,) = paired({"one": one, "six": five | {"c5": 5.25}})
+    assert six.p == pytest.approx(2 / 2**6)  # what six pairs can reach at best, and five cannot
+    (alike,) = paired({"one": one, "alike": one | {"c0": 1.0}})
+    assert alike.verdict == "not tested: 1 of 8 differ, 6 needed"
+    assert paired({"one": one, "other": {"d0": 1.0}}) == []
+
+
+def test_holm_is_as_published():
+    # The example of a textbook: four tests, sorted, times 4, 3, 2, 1, and never falling.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
 
 
 def test_codebooks_are_counted():

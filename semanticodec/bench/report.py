@@ -23,7 +23,7 @@ from .figures import Sheet, against_speed, bars, label, rate_distortion
 from .metrics import METRICS
 from .results import BITS, Results
 from .run import Entry
-from .statistics import Interval
+from .statistics import METHOD, Interval
 
 PAGE = Path(__file__).parent / "report.html"
 LEADING = ("visqol", "stoi", "pesq_wb", "mel_l1")
@@ -103,7 +103,8 @@ def write_report(results: Results, folder: Path) -> Path:
         losses=_losses(folder / "losses.png"),
         tables="".join(f"<h3>{kind}</h3>{_table(results, kind, present)}" for kind in results.kinds),
         systems=_systems(results),
-        tests="".join(_tests(results, name) for name in leading),
+        method=html.escape(METHOD),
+        tests="".join(_tests(results, name) for name in present),
         gallery=_gallery(folder / "gallery", results) or "<p>No recordings were kept.</p>",
         left_out=_left_out(results),
     )
@@ -217,14 +218,15 @@ def _tests(results: Results, measure: str) -> str:
     for kind in results.kinds:
         rows = [
             f"<tr><td class=text>{html.escape(c.first)}</td><td class=text>{html.escape(c.second)}</td>"
-            f"<td>{c.difference:+.3f}</td><td>{c.p:.2g}</td><td>{c.clips}</td></tr>"
+            f"<td>{c.difference:+.3f}</td><td>{c.low:+.3f} to {c.high:+.3f}</td>"
+            f"<td>{'' if c.p is None else f'{c.p:.2g}'}</td><td>{c.verdict}</td><td>{c.clips}</td></tr>"
             for c in results.compare(measure, kind)
         ]
         if rows:
-            head = "<th>first</th><th>second</th><th>first − second</th><th>p</th><th>clips</th>"
+            heads = ("first", "second", "first − second", "95 %", "p", "p after Holm", "clips")
             parts.append(
                 f"<details><summary>{METRICS[measure].label}, {kind}: {len(rows)} pairs</summary>"
-                f"{_laid_out(head, rows, sort=True)}</details>"
+                f"{_laid_out(''.join(f'<th>{head}</th>' for head in heads), rows, sort=True)}</details>"
             )
     return "".join(parts)
 

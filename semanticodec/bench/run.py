@@ -100,7 +100,7 @@ class Entry:
 
         Args:
             cache: folder.
-            fingerprint: SHA-256 of what the codec's output depends on.
+            fingerprint: what :func:`hashed` returns.
             digest: SHA-256 of the clip's file.
         """
         return cls(cache, hashlib.sha256(f"{fingerprint}\n{digest}".encode()).hexdigest()[:32])
@@ -132,6 +132,11 @@ class Entry:
         return np.load(path, allow_pickle=False) if path.is_file() else None
 
 
+def hashed(codec: Codec) -> str:
+    """Return the SHA-256 of what a codec's output depends on."""
+    return hashlib.sha256(codec.fingerprint().encode()).hexdigest()
+
+
 def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
     """Do what is not in the cache yet, and gather everything.
 
@@ -147,17 +152,17 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
     skipped |= {name: reason for name in plan.metrics if (reason := METRICS[name].missing())}
     codecs = [codec for codec in plan.codecs if codec.name not in skipped]
     metrics = [name for name in plan.metrics if name not in skipped]
-    prints = {codec.name: hashlib.sha256(codec.fingerprint().encode()).hexdigest() for codec in codecs}
+    prints = {codec.name: hashed(codec) for codec in codecs}
     costly = {clip.name for clip in thin(plan.clips, plan.costly_every)}
     failed: dict[str, str] = {}
 
     def entry(codec: Codec, clip: Clip) -> Entry:
         return Entry.of(plan.cache, prints[codec.name], clip.digest)
 
-    with _workers(plan.jobs) as each:
+    with workers(plan.jobs) as each:
         pairs = [(codec, clip) for codec in codecs for clip in plan.clips]
         jobs = [(codec, clip, entry(codec, clip)) for codec, clip in pairs]
-        for (codec, clip, _), wrong in each(_code, jobs, "coding", advance):
+        for (codec, clip, _), wrong in each(code, jobs, "coding", advance):
             if wrong:
                 failed[f"{codec.name} on {clip.name}"] = wrong
         pairs = [(codec, clip) for codec, clip in pairs if f"{codec.name} on {clip.name}" not in failed]
@@ -177,7 +182,7 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
             if (wanted := tuple(n for n in metrics if _applies(n, clip, clip.name in costly)))
         ]
         names = {entry(codec, clip): codec.name for codec, clip in pairs}
-        for (clip, place, *_), raised in each(_score, scoring, "scoring", advance):
+        for (clip, place, *_), raised in each(score, scoring, "scoring", advance):
             failed |= {f"{names[place]} on {clip.name}: {metric}": wrong for metric, wrong in raised.items()}
     values = {codec.name: _gather(plan, codec, metrics, delays[codec.name] or 0, entry, failed) for codec in codecs}
     return Results(
@@ -189,14 +194,7 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
             "costly_every": plan.costly_every,
             "costly": [name for name in metrics if METRICS[name].costly],
         },
-        clips={
-            clip.name: {
-                "kind": clip.kind,
-                "seconds": round(clip.seconds, 4),
-                "digest": clip.digest,
-            }
-            for clip in plan.clips
-        },
+        clips=described(plan.clips),
         systems={
             codec.name: {
                 **dataclasses.asdict(codec.about()),
@@ -209,6 +207,11 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
         skipped=skipped,
         failed=failed,
     )
+
+
+def described(clips: Iterable[Clip]) -> dict[str, dict[str, Any]]:
+    """Return what results keep of clips: name -> kind, seconds, digest."""
+    return {clip.name: {"kind": clip.kind, "seconds": round(clip.seconds, 4), "digest": clip.digest} for clip in clips}
 
 
 def _names_a_file(name: str) -> bool:
@@ -233,9 +236,9 @@ def _gather(
         if f"{codec.name} on {clip.name}" in failed:
             continue
         record = entry(codec, clip).read()
-        names = {_key(name, delay, plan.compensate, clip): name for name in metrics}
+        names = {score_key(name, delay, plan.compensate, clip): name for name in metrics}
         found = {name: value for key, name in names.items() if (value := record["scores"].get(key))}
-        notes = record["scores"].get(_key("notes", delay, plan.compensate))
+        notes = record["scores"].get(score_key("notes", delay, plan.compensate))
         if notes:
             found |= {"gain": (notes[0], 1), "band": (notes[1], 1)}
         for name, (value, weight) in (_costs(record, about, clip.seconds) | found).items():
@@ -253,7 +256,8 @@ def _costs(record: Mapping[str, Any], about: About, seconds: float) -> dict[str,
     return {f"kbps_{name}": (n / seconds / 1000, seconds) for name, n in bits.items() if n is not None} | found
 
 
-def _key(name: str, delay: int, compensate: bool, clip: Clip | None = None) -> str:
+def score_key(name: str, delay: int, compensate: bool, clip: Clip | None = None) -> str:
+    """Return what a score is found by in its entry."""
     version = METRICS[name].version if name in METRICS else 1
     key = f"{name}@{version}/{delay if compensate else 'as it is'}"
     if name == "wer" and clip is not None:  # what was said is in no other key
@@ -261,7 +265,7 @@ def _key(name: str, delay: int, compensate: bool, clip: Clip | None = None) -> s
     return key
 
 
-def _code(codec: Codec, clip: Clip, entry: Entry) -> str | None:
+def code(codec: Codec, clip: Clip, entry: Entry) -> str | None:
     """Code and decode one clip, unless that is done; return what went wrong."""
     if entry.read():
         return None
@@ -318,18 +322,18 @@ def _delay(clip: Clip, entry: Entry) -> int | None:
     return found
 
 
-def _score(clip: Clip, entry: Entry, metrics: Sequence[str], delay: int, compensate: bool) -> dict[str, str]:
+def score(clip: Clip, entry: Entry, metrics: Sequence[str], delay: int, compensate: bool) -> dict[str, str]:
     """Take the metrics that are not known yet; each is written as soon as it is.  Return metric -> what went wrong."""
     record = entry.read()
     scores: dict[str, Value | None] = record["scores"]
-    wanted = {name: key for name in metrics if (key := _key(name, delay, compensate, clip)) not in scores}
+    wanted = {name: key for name in metrics if (key := score_key(name, delay, compensate, clip)) not in scores}
     raised: dict[str, str] = {}
     if not wanted:
         return raised
     original = _original(clip)
     aligned = align(original.wave, entry.decoded(), delay=delay, level=compensate)
     decoded = Sound(aligned.wave)
-    scores[_key("notes", delay, compensate)] = aligned.gain, bandwidth(original.wave, aligned.wave)
+    scores[score_key("notes", delay, compensate)] = aligned.gain, bandwidth(original.wave, aligned.wave)
     for name, key in wanted.items():
         try:
             scores[key] = METRICS[name].value(original, decoded)
@@ -345,7 +349,7 @@ def _original(clip: Clip) -> Sound:
     return Sound(clip.wave.astype(np.float64), clip.text)
 
 
-class _workers:
+class workers:
     """Go through jobs here, or in several processes."""
 
     def __init__(self, jobs: int) -> None:

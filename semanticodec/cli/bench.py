@@ -215,7 +215,7 @@ def analyse(
         for condition, mean in verdict.means.items():
             typer.echo(f"{condition:<24}{mean.mean:6.1f} [{mean.low:.1f}, {mean.high:.1f}], {mean.clips} ratings")
         for pair in verdict.comparisons:
-            typer.echo(f"{pair.first} - {pair.second}: {pair.difference:+.1f}, p = {pair.p:.2g}")
+            typer.echo(f"{pair.first} - {pair.second}: {pair.difference:+.1f}, p (Holm) = {pair.verdict}")
 
 
 @app.command()
@@ -228,34 +228,45 @@ def losses(
     every: Annotated[int, typer.Option(min=1, help="Take every n-th clip of each kind.")] = 1,
     steps: Annotated[int | None, typer.Option(min=1, help="Solver steps.  [default: the preset's]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the losses and of the decoder's noise.")] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes of one thread each.")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="Folder of decodes and scores.  [default: cache in --out]")] = None,
 ) -> None:
-    """Measure quality against the share of lost blocks: filled in by the model, muted, repeated."""
+    """Measure quality against the share of lost blocks: filled in by the model, muted, repeated.
+
+    What is done is kept in the cache (of `bench run` too) and not done again.  losses.json has every kind of sound, and
+    paired tests between the three.
+    """
     with user_errors():
         _need_extra()
         from ..bench import losses as module
         from ..bench.clips import find, thin
-        from ..codec import SemantiCodec
-        from ..diffusion import SamplerOptions
+        from ..bench.codecs import Semanticodec
+        from ..checkpoints import locate
+        from ..config import PRESETS
 
-        options = SamplerOptions(steps=steps)
-        codec = SemantiCodec.from_pretrained(model)
+        name = locate(model).config.name
+        codec = Semanticodec(name, steps, None if model in (*PRESETS, "mini") else model, seed)
         clips = thin(find(audio, _written(out)), every)
         with _progress() as progress:
-            task = progress.add_task(codec.config.name, total=len(clips))
-            rows = list(
-                module.scores(
-                    codec,
-                    clips,
-                    options,
-                    seed,
-                    lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
-                )
+            task = progress.add_task(name, total=len(clips))
+            results = module.measure(
+                codec,
+                clips,
+                cache or out / "cache",
+                jobs,
+                lambda stage, what, done, total: progress.update(
+                    task, description=f"{stage} {what}", completed=done, total=total
+                ),
             )
-        module.write(out, codec, rows, options)
-        typer.echo(f"{'pattern':<8}{'rate':>6}  {'method':<11}{'lost':>7}{'mel L1 [95 %]':>24}{'STOI [95 %]':>24}")
-        for entry in module.table(rows):
-            head = f"{entry.pattern:<8}{entry.rate:>6.0%}  {entry.method:<11}{entry.lost:>7.1%}"
-            typer.echo(f"{head}{entry.mel_l1!s:>24}{entry.stoi or ''!s:>24}")
+        module.write(out, results)
+        for what, reason in results.failed.items():
+            complain(what, reason)
+        typer.echo(
+            f"{'kind':<8}{'pattern':<8}{'rate':>6}  {'method':<11}{'lost':>7}{'mel L1 [95 %]':>24}{'STOI [95 %]':>24}"
+        )
+        for point in module.table(results):
+            head = f"{point.kind:<8}{point.pattern:<8}{point.rate:>6.0%}  {point.method:<11}{point.lost:>7.1%}"
+            typer.echo(f"{head}{point.mel_l1!s:>24}{point.stoi or ''!s:>24}")
 
 
 def _written(out: Path) -> tuple[Path, ...]:
