@@ -37,7 +37,7 @@ from semanticodec.bench.neural import Hub
 from semanticodec.bench.report import hang, write_report
 from semanticodec.bench.results import Results, read_results
 from semanticodec.bench.run import Plan, run
-from semanticodec.bench.survey import listening_items, survey
+from semanticodec.bench.survey import _labels, _probes, listening_items, origin, survey
 from semanticodec.cli import app
 from semanticodec.config import SAMPLE_RATE
 from semanticodec.errors import AudioError, ConfigError
@@ -235,6 +235,35 @@ def test_the_report_is_one_page(ran: tuple[Plan, Results], tmp_path: Path):
     assert "cannot code music" in page
     assert {"rate-mel_l1.png", "rate-mel_l1.svg", "bars-stoi.png"} <= {f.name for f in (tmp_path / "plots").iterdir()}
     assert len(re.findall(r'id="([^"]*)"', page)) == len(set(re.findall(r'id="([^"]*)"', page)))
+
+
+def test_labels_and_groups_come_from_the_manifest(tmp_path: Path):
+    rows = [("file", "kind", "source", "repo", "lang", "sha1", "orig")]
+    for n in range(16):
+        speaker, piece = divmod(n, 2)
+        rows.append(
+            (
+                f"c{n}.flac",
+                "speech",
+                "books" if n < 8 else "radio",
+                "x/books" if n < 8 else "y/radio",
+                "en" if n % 4 < 2 else "",
+                f"{n:04x}",
+                f"data/{speaker}/{speaker}-77-{piece:04}.flac",
+            )
+        )
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    clips = {clip.name: clip for clip in find(tmp_path)}
+    assert origin(clips["c3"]) == {"source": "books", "folder": "data/1", "recording": "data/1/1-77"}
+    assert origin(Clip("a/b-1_2", "sound", tmp_path)) == {"source": "a", "folder": "a", "recording": "a/b-1"}
+    rng = np.random.default_rng(0)
+    pooled = {name: rng.random(3).astype(np.float32) for name in clips}
+    found = _probes(pooled, clips)
+    # One kind, one language, the repository is the source by another name, and a checksum is no label.
+    assert list(found) == ["source"]
+    assert found["source"].endswith("of 2 (chance 50; by folder, 8 of them)")
+    assert _labels(clips, clips).keys() == {"kind", "source", "lang"}
 
 
 def test_recordings_hang_in_the_gallery(ran: tuple[Plan, Results], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

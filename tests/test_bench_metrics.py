@@ -225,14 +225,57 @@ def test_codebooks_are_counted():
 def test_labels_are_told_from_features_that_tell():
     rng = np.random.default_rng(0)
     labels = {f"c{n}": "ab"[n % 2] for n in range(24)} | {"odd": "c"}
+    alone = {"recording": {clip: clip for clip in labels}}
     telling = {c: np.array([label == "a", rng.random()], np.float32) for c, label in labels.items()}
     blind = {c: rng.random(2).astype(np.float32) for c in labels}
-    found, none = probe(telling, labels, "letter"), probe(blind, labels, "letter")
+    found, none = probe(telling, labels, alone, "letter"), probe(blind, labels, alone, "letter")
     assert found is not None
     assert none is not None
-    assert (found.accuracy, found.chance, found.classes, found.clips) == (100, 50, 2, 24)
-    assert none.accuracy < 80
-    assert probe({"c0": telling["c0"]}, labels, "letter") is None
+    assert (found.accuracy.mean, found.chance, found.classes, found.groups) == (100, 50, 2, 24)
+    assert str(found) == "100 % [100, 100] of 2 (chance 50; by recording, 24 of them)"
+    assert none.accuracy.mean < 80
+    assert none.accuracy.low < 50 < none.accuracy.high
+    assert probe({"c0": telling["c0"]}, labels, alone, "letter") is None
+
+
+def test_recordings_are_not_told_by_their_other_half():
+    """Each recording has a sound of its own and a label by chance: pieces of it would give the label away."""
+    rng = np.random.default_rng(0)
+    own = rng.standard_normal((30, 20))
+    clips = [f"r{n}-{piece}" for n in range(30) for piece in range(6)]
+    labels = {clip: "ab"[int(clip[1:].partition("-")[0]) * 7 % 30 % 2] for clip in clips}
+    features = {
+        clip: (own[int(clip[1:].partition("-")[0])] + 0.01 * rng.standard_normal(20)).astype(np.float32)
+        for clip in clips
+    }
+    leaky = probe(features, labels, {"clip": {clip: clip for clip in clips}}, "letter")
+    honest = probe(features, labels, {"recording": {clip: clip.partition("-")[0] for clip in clips}}, "letter")
+    assert leaky is not None
+    assert honest is not None
+    assert leaky.accuracy.mean > 85
+    assert honest.accuracy.mean < 65
+    assert honest.groups == 30
+    # Clips of a recording are no independent ones, and the interval knows.
+    assert honest.accuracy.high - honest.accuracy.low > 2 * (leaky.accuracy.high - leaky.accuracy.low)
+
+
+def test_groups_are_as_coarse_as_labels_allow():
+    clips = [f"c{n}" for n in range(48)]
+    features = {clip: np.array([n % 3, n], np.float32) for n, clip in enumerate(clips)}
+    origins = {
+        "source": {clip: f"s{n // 6}" for n, clip in enumerate(clips)},
+        "recording": {clip: f"r{n // 2}" for n, clip in enumerate(clips)},
+    }
+    every = probe(features, {clip: "abc"[n % 3] for n, clip in enumerate(clips)}, origins, "everywhere")
+    assert every is not None
+    assert (every.level, every.groups, every.classes) == ("source", 8, 3)
+    apart = probe(features, {clip: "ab"[n // 24] for n, clip in enumerate(clips)}, origins, "by halves")
+    assert apart is not None
+    assert (apart.level, apart.groups) == ("source", 8)
+    rare = probe(features, {clip: "abc"[n // 16] for n, clip in enumerate(clips)}, origins, "of few sources")
+    assert rare is not None
+    assert (rare.level, rare.groups, rare.classes) == ("recording", 24, 3)
+    assert probe(features, {clip: f"speaker{n // 2}" for n, clip in enumerate(clips)}, origins, "one each") is None
 
 
 def test_framing_is_that_of_the_session_protocol():

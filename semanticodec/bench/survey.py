@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,6 @@ from .neural import Hub
 from .probe import bag, probe, use
 from .results import Results
 from .run import Entry, Plan
-
-LABELS = ("kind", "note", "source", "lang")
-"""Columns of a manifest that the semantic probe learns to tell."""
 
 
 def survey(results: Results, plan: Plan, *, costs: bool) -> Results:
@@ -128,14 +126,51 @@ def _mel_statistics(clip: Clip) -> NDArray[np.float32]:
 
 
 def _probes(pooled: Mapping[str, NDArray[np.float32]], clips: Mapping[str, Clip]) -> dict[str, str]:
-    found = {}
-    for label in LABELS:
-        labels = {name: _label(clips[name], label) for name in pooled}
-        result = probe(pooled, {name: text for name, text in labels.items() if text}, label)
-        if result:
-            found[label] = f"{result.accuracy:.0f} % of {result.classes} (chance {result.chance:.0f})"
+    """Learn every label of the manifest that enough clips have; see :func:`.probe.probe`."""
+    origins: dict[str, dict[str, str]] = {}
+    for name in pooled:
+        for level, group in origin(clips[name]).items():
+            origins.setdefault(level, {})[name] = group
+    results = ((label, probe(pooled, found, origins, label)) for label, found in _labels(clips, pooled).items())
+    return {label: str(result) for label, result in results if result}
+
+
+def origin(clip: Clip) -> dict[str, str]:
+    """Return what a clip comes from, the coarsest first: clips of one group are not learnt and tested on.
+
+    * source: the manifest's column ``source``, a data set; the folder if there is no such column
+    * folder: of the original file, the manifest's column ``orig`` (or of the clip, without the column): a speaker of
+      LibriSpeech, a class of ESC-10, an album
+    * recording: the original file without the last part of its name after - or _, which numbers what was cut from it:
+      a chapter (367-130732-0001), a recording (4-184575-A), takes and variants (arovane_beat_a).  Names that happen to
+      begin alike fall into one group too, which errs on the safe side.
+    """
+    path = PurePosixPath(clip.labels.get("orig") or clip.name)
+    folder = str(path.parent)
+    return {
+        "source": clip.labels.get("source", folder),
+        "folder": folder,
+        "recording": f"{folder}/{re.sub(r'[-_][^-_]*$', '', path.stem)}",
+    }
+
+
+def _labels(clips: Mapping[str, Clip], names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return column -> clip -> label, of what says something about many clips.
+
+    Columns with another value for most clips name or measure them (checksums, durations); one that divides the clips
+    as another before it does is the same label.
+    """
+    columns: dict[str, dict[str, str]] = {}
+    for name in names:
+        for column, label in {"kind": clips[name].kind, **clips[name].labels}.items():
+            columns.setdefault(column, {})[name] = label
+    found, seen = {}, []
+    for column, labels in columns.items():
+        parts: dict[str, set[str]] = {}
+        for name, label in labels.items():
+            parts.setdefault(label, set()).add(name)
+        division = sorted(map(sorted, parts.values()))
+        if 2 * len(parts) <= len(labels) and division not in seen:
+            found[column] = labels
+            seen.append(division)
     return found
-
-
-def _label(clip: Clip, label: str) -> str:
-    return clip.kind if label == "kind" else clip.labels.get(label, "")
