@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..audio import load, mono, resample
 from ..config import SAMPLE_RATE
 from ..errors import AudioError
+from .folders import recordings
 
 KINDS = ("speech", "music", "sound")
 ENDINGS = (".flac", ".wav", ".ogg", ".opus", ".mp3")
@@ -66,13 +67,13 @@ def read(path: Path) -> Wave:
     return result
 
 
-def find(folder: Path, leave_out: Iterable[Path] = ()) -> list[Clip]:
+def find(folder: Path) -> list[Clip]:
     """Return the clips of a folder.
 
     Args:
         folder: with a ``manifest.csv`` (columns file and kind; text and others if known), or with sound files, whose
-            kind is the name of the folder that they are in, if that is one of the kinds, else "sound".
-        leave_out: folders below it whose files are no recordings, as what an earlier run wrote; without a manifest.
+            kind is the name of the folder that they are in, if that is one of the kinds, else "sound".  What an
+            earlier run or export put below it is left out.
 
     Raises:
         AudioError: there is nothing, or a kind is unknown.
@@ -82,15 +83,7 @@ def find(folder: Path, leave_out: Iterable[Path] = ()) -> list[Clip]:
         with manifest.open(newline="") as file:
             clips = [_row(folder, row) for row in csv.DictReader(file)]
     else:
-        # A run whose output goes into the folder itself leaves out only what lies below.
-        others = [
-            path for path in map(Path.resolve, leave_out) if path not in (folder.resolve(), *folder.resolve().parents)
-        ]
-        files = sorted(
-            file
-            for file in folder.rglob("*")
-            if file.suffix.lower() in ENDINGS and not any(map(file.resolve().is_relative_to, others))
-        )
+        files = [file for file in recordings(folder) if file.suffix.lower() in ENDINGS]
         clips = [
             Clip(_stem(folder, file), file.parent.name if file.parent.name in KINDS else "sound", file)
             for file in files

@@ -6,7 +6,8 @@ import html
 import io
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import NullFormatter
 
 from .metrics import METRICS
 from .results import Results
+from .statistics import Interval
 
 INK, PAPER = "#123456", "#fedcba"
 """Colours that stand for the page's text and background in inline plots."""
@@ -29,15 +33,17 @@ COLOURS = (
     "#b08900",
     "#0c8599",
     "#e64980",
-    "#5f3dc4",
+    "#7c5cff",
     "#868e96",
     "#a0522d",
-    "#74b816",
+    "#5c940d",
     "#4263eb",
 )
-MARKERS = "os^DvP*XphH8"
+"""Of families; each stands out from the report's light and dark background by a contrast of 3 or more."""
+MARKERS = "os^DvP*X<>d"
+"""Of families, so that nobody has to tell colours; their number has no divisor in common with the colours'."""
 
-Tip = Callable[[str], str]
+Draw = Callable[["Sheet", Axes, str], None]
 
 
 class Sheet:
@@ -53,11 +59,6 @@ class Sheet:
         """Return the id that a drawn thing must have to say this."""
         self.tips.append(text)
         return f"tip-{len(self.tips) - 1}"
-
-    def save(self, path: Path) -> None:
-        """Write a PNG and an SVG beside each other; the ending of ``path`` is replaced."""
-        for ending in (".png", ".svg"):
-            self.figure.savefig(path.with_suffix(ending), dpi=200)
 
     def inline(self, title: str) -> str:
         """Return an SVG element that takes the page's colours and has a title."""
@@ -78,6 +79,57 @@ class Sheet:
         return re.sub(r"<svg[^>]*viewBox", opening, text, count=1)
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A panel per kind of sound: side by side for papers, one by one on the page, which sets them as its width allows.
+
+    Args:
+        title: what a reader is told.
+        ylabel: of the panels; empty where their rows have names.
+        kinds: of sound, one per panel.
+        families: name -> (colour, marker), for the legend; none where panels say it themselves.
+        draw: puts one kind on axes.
+        height: in inches.
+    """
+
+    title: str
+    ylabel: str
+    kinds: Sequence[str]
+    families: Mapping[str, tuple[str, str]]
+    draw: Draw
+    height: float = 3.1
+
+    def save(self, path: Path) -> None:
+        """Write all panels as a PNG and an SVG, for papers; the ending of ``path`` is replaced."""
+        sheet = Sheet(len(self.kinds), height=self.height)
+        for axes, kind in zip(sheet.axes, self.kinds, strict=True):
+            self.draw(sheet, axes, kind)
+            _finish(axes)
+        sheet.axes[0].set_ylabel(self.ylabel, fontsize=9, color=INK)
+        if self.families:
+            keys = [
+                Line2D([], [], color=colour, marker=marker, markersize=5) for colour, marker in self.families.values()
+            ]
+            sheet.figure.legend(
+                keys, list(self.families), loc="outside right center", frameon=False, fontsize=8, labelcolor=INK
+            )
+        for ending in (".png", ".svg"):
+            sheet.figure.savefig(path.with_suffix(ending), dpi=200)
+            sheet.figure.set_layout_engine("none")  # it has been laid out
+
+    def inline(self) -> str:
+        """Return an SVG element per panel, which take the page's colours, and a legend."""
+        panels = []
+        for kind in self.kinds:
+            sheet = Sheet(1, height=self.height)
+            self.draw(sheet, sheet.axes[0], kind)
+            _finish(sheet.axes[0])
+            sheet.axes[0].set_ylabel(self.ylabel, fontsize=9, color=INK)
+            panels.append(sheet.inline(f"{self.title}: {kind}"))
+        keys = "".join(f"<li>{_key(*look)}{html.escape(name)}</li>" for name, look in self.families.items())
+        return f'<div class="panels">{"".join(panels)}</div>' + (f'<ul class="legend">{keys}</ul>' if keys else "")
+
+
 def families(results: Results) -> dict[str, tuple[str, str]]:
     """Return family -> (colour, marker), in the order of the systems."""
     names = dict.fromkeys(str(system["family"]) for system in results.systems.values())
@@ -91,89 +143,129 @@ def label(measure: str) -> str:
     return f"{metric.label}{unit} ({'higher' if metric.better == 'high' else 'lower'} is better)"
 
 
-def rate_distortion(results: Results, measure: str) -> Sheet | None:
-    """Plot a metric against the net bitrate, a column per kind, a line per family, with 95 % intervals."""
-    kinds = [kind for kind in results.kinds if any(results.scores(name, measure, kind) for name in results.systems)]
+def told(value: Interval, digits: int = 3) -> str:
+    """Write a mean, its interval unless it is of one clip, and the number of clips."""
+    reach = f" [{value.low:.{digits}f}, {value.high:.{digits}f}]" if value.clips > 1 else ""
+    return f"{value.mean:.{digits}f}{reach}, n = {value.clips}"
+
+
+def counted(values: Iterable[Interval | None]) -> str:
+    """Write of how many clips means are."""
+    counts = [value.clips for value in values if value]
+    low, high = min(counts), max(counts)
+    return f"n = {low}" if low == high else f"n = {low} to {high}"
+
+
+def rate_distortion(results: Results, measure: str) -> Plot | None:
+    """Plot a metric against the net bitrate, a line per family, with 95 % intervals."""
+
+    def rate(name: str, kind: str) -> float | None:
+        kbps = results.mean(name, "kbps_net", kind)
+        return kbps.mean if kbps else None
+
+    return _scatter(
+        results,
+        measure,
+        rate,
+        title=f"{label(measure)} against the net bitrate",
+        xlabel="net kbit/s (log scale)",
+        unit="kbit/s",
+        width=1.4,
+    )
+
+
+def against_speed(results: Results, measure: str) -> Plot | None:
+    """Plot a metric against the processor time of encoding and decoding; lines join a family, bitrate by bitrate."""
+
+    def cost(name: str, kind: str) -> float | None:
+        encode, decode = (results.mean(name, half, kind) for half in ("encode_cpu", "decode_cpu"))
+        return encode.mean + decode.mean if encode and decode else None
+
+    return _scatter(
+        results,
+        measure,
+        cost,
+        title=f"{label(measure)} against the time of one thread; thin lines join the bitrates of a family",
+        xlabel="processor s per s of sound (log scale)",
+        unit="s/s, encoding and decoding",
+        width=0.4,
+    )
+
+
+def bars(results: Results, measure: str) -> Plot | None:
+    """Plot a metric per system, in the order of the bitrate."""
+    kbps = {name: value.mean for name in results.systems if (value := results.mean(name, "kbps_net"))}
+    names = sorted((name for name in kbps if results.scores(name, measure)), key=lambda name: -kbps[name])
+    kinds = [kind for kind in results.kinds if any(results.scores(name, measure, kind) for name in names)]
+    colours = families(results)
     if not kinds:
         return None
-    sheet = Sheet(len(kinds))
-    for axes, kind in zip(sheet.axes, kinds, strict=True):
-        for family, (colour, marker) in families(results).items():
-            points = []
-            for name, system in results.systems.items():
-                if system["family"] == family:
-                    kbps, value = results.mean(name, "kbps_net", kind), results.mean(name, measure, kind)
-                    if kbps and value:
-                        points.append((kbps.mean, value, name))
-            points.sort(key=lambda point: point[0])
-            axes.plot(
-                [p[0] for p in points],
-                [p[1].mean for p in points],
-                marker + "-",
-                color=colour,
-                linewidth=1.4,
-                markersize=5,
-                label=family,
-                zorder=2,
-            )
-            for kbps_mean, value, name in points:
-                axes.plot([kbps_mean] * 2, [value.low, value.high], color=colour, linewidth=1, alpha=0.7, zorder=2)
-                tip = sheet.tip(f"{name}: {kbps_mean:.3f} kbit/s, {METRICS[measure].label} {value}")
-                axes.plot(kbps_mean, value.mean, marker, color=colour, markersize=5, gid=tip, zorder=3)
-        _log(axes)
-        axes.set(title=kind, xlabel="net kbit/s")
-    _finish(sheet, label(measure))
-    return sheet
 
-
-def against_speed(results: Results, measure: str, kind: str) -> Sheet | None:
-    """Plot a metric against the processor time of encoding and decoding, a point per system."""
-    sheet = Sheet(1, width=7.2, height=4)
-    drawn = False
-    for family, (colour, marker) in families(results).items():
-        labelled = family
-        for name, system in results.systems.items():
-            encode, decode = (results.mean(name, cost, kind) for cost in ("encode_cpu", "decode_cpu"))
-            value = results.mean(name, measure, kind)
-            if system["family"] == family and encode and decode and value:
-                cost = encode.mean + decode.mean
-                sheet.axes[0].plot([cost] * 2, [value.low, value.high], color=colour, linewidth=1, alpha=0.7)
-                tip = sheet.tip(f"{name}: {cost:.4f} processor seconds per second, {METRICS[measure].label} {value}")
-                sheet.axes[0].plot(
-                    cost, value.mean, marker, color=colour, markersize=6, gid=tip, label=labelled, linestyle="none"
-                )
-                labelled, drawn = "_nolegend_", True
-    if not drawn:
-        return None
-    _log(sheet.axes[0])
-    sheet.axes[0].set(title=kind, xlabel="processor seconds per second of sound, encoding + decoding, one thread")
-    _finish(sheet, label(measure))
-    return sheet
-
-
-def bars(results: Results, measure: str) -> Sheet | None:
-    """Plot a metric per system, a column per kind, in the order of the bitrate."""
-    names = [name for name in results.systems if results.scores(name, measure)]
-    if not names:
-        return None
-    names.sort(key=lambda name: value.mean if (value := results.mean(name, "kbps_net")) else 0.0, reverse=True)
-    kinds = [kind for kind in results.kinds if any(results.scores(name, measure, kind) for name in names)]
-    sheet = Sheet(len(kinds), height=1 + 0.24 * len(names))
-    colours = families(results)
-    for place, (axes, kind) in enumerate(zip(sheet.axes, kinds, strict=True)):
-        for row, name in enumerate(names):
-            value = results.mean(name, measure, kind)
+    def draw(sheet: Sheet, axes: Axes, kind: str) -> None:
+        values = {name: results.mean(name, measure, kind) for name in names}
+        for row, (name, value) in enumerate(values.items()):
             if value:
                 colour = colours[str(results.systems[name]["family"])][0]
-                gid = sheet.tip(f"{name}, {kind}: {value}, {value.clips} clips")
+                gid = sheet.tip(f"{name}, {kind}: {told(value)}")
                 axes.barh(row, value.mean, height=0.7, color=colour, alpha=0.85)[0].set_gid(gid)
-                axes.plot([value.low, value.high], [row, row], color=INK, linewidth=1)
-        axes.set(title=kind, ylim=(-0.6, len(names) - 0.4))
-        axes.set_yticks(range(len(names)), names if place == 0 else [""] * len(names))
+                if value.clips > 1:
+                    axes.plot([value.low, value.high], [row, row], color=INK, linewidth=1)
+        axes.set(title=f"{kind}, {counted(values.values())}", ylim=(-0.6, len(names) - 0.4), xlabel=label(measure))
+        axes.set_yticks(range(len(names)), [f"{name}  {kbps[name]:.2f}" for name in names])
         axes.margins(x=0.02)
-    _finish(sheet, "", legend=False)
-    sheet.figure.supxlabel(label(measure), fontsize=9, color=INK)
-    return sheet
+
+    title = f"{label(measure)}; systems in the order of their net kbit/s, which stands beside them"
+    return Plot(title, "", kinds, {}, draw, 1 + 0.24 * len(names))
+
+
+def _scatter(
+    results: Results,
+    measure: str,
+    across: Callable[[str, str], float | None],
+    *,
+    title: str,
+    xlabel: str,
+    unit: str,
+    width: float,
+) -> Plot | None:
+    """Plot a metric against something of a system and kind, a line per family in the order of the bitrate."""
+    looks = families(results)
+    points: dict[str, dict[str, list[tuple[float, float, Interval, str]]]] = {}
+    for kind in results.kinds:
+        for name, system in results.systems.items():
+            x, value, kbps = across(name, kind), results.mean(name, measure, kind), results.mean(name, "kbps_net", kind)
+            if x and value and kbps:
+                points.setdefault(kind, {}).setdefault(system["family"], []).append((kbps.mean, x, value, name))
+    if not points:
+        return None
+
+    def draw(sheet: Sheet, axes: Axes, kind: str) -> None:
+        for family, found in points[kind].items():
+            colour, marker = looks[family]
+            found.sort(key=lambda point: point[0])
+            axes.plot([p[1] for p in found], [p[2].mean for p in found], "-", color=colour, linewidth=width, zorder=2)
+            for _, x, value, name in found:
+                if value.clips > 1:
+                    axes.plot([x] * 2, [value.low, value.high], color=colour, linewidth=1, alpha=0.7, zorder=2)
+                tip = sheet.tip(f"{name}: {x:.3g} {unit}; {METRICS[measure].label} {told(value)}")
+                axes.plot(x, value.mean, marker, color=colour, markersize=5, gid=tip, zorder=3)
+        _log(axes)
+        clips = counted(value for found in points[kind].values() for *_, value, _ in found)
+        axes.set(title=f"{kind}, {clips}", xlabel=xlabel)
+
+    drawn = {family: look for family, look in looks.items() if any(family in found for found in points.values())}
+    return Plot(title, label(measure), list(points), drawn, draw)
+
+
+def _key(colour: str, marker: str) -> str:
+    """Return the sign of a family in a legend."""
+    style = MarkerStyle(marker)
+    outline = style.get_path().transformed(style.get_transform()).to_polygons()[0]
+    places = " ".join(f"{10 + 8 * x:.1f},{8 - 8 * y:.1f}" for x, y in np.asarray(outline))
+    return (
+        f'<svg viewBox="0 0 20 16" aria-hidden="true"><path d="M0 8H20" stroke="{colour}" stroke-width="1.6"/>'
+        f'<polygon points="{places}" fill="{colour}"/></svg>'
+    )
 
 
 def _log(axes: Axes) -> None:
@@ -186,32 +278,15 @@ def _log(axes: Axes) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _finish(sheet: Sheet, ylabel: str, *, legend: bool = True) -> None:
-    for axes in sheet.axes:
-        axes.grid(color=INK, alpha=0.15, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.title.set_color(INK)
-        axes.title.set_fontsize(10)
-        axes.tick_params(colors=INK, labelsize=8)
-        for text in (axes.xaxis.label, axes.yaxis.label):
-            text.set_color(INK)
-            text.set_fontsize(9)
-        for place, spine in axes.spines.items():
-            spine.set_color(INK)
-            spine.set_visible(place in ("left", "bottom"))
-    sheet.axes[0].set_ylabel(ylabel, fontsize=9, color=INK)
-    if legend:
-        shown = {
-            str(line.get_label()): line
-            for axes in sheet.axes
-            for line in axes.get_lines()
-            if len(np.atleast_1d(line.get_xdata())) and not str(line.get_label()).startswith("_")
-        }
-        sheet.figure.legend(
-            list(shown.values()),
-            list(shown),
-            loc="outside right center",
-            frameon=False,
-            fontsize=8,
-            labelcolor=INK,
-        )
+def _finish(axes: Axes) -> None:
+    axes.grid(color=INK, alpha=0.15, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.title.set_color(INK)
+    axes.title.set_fontsize(10)
+    axes.tick_params(colors=INK, labelsize=8)
+    for text in (axes.xaxis.label, axes.yaxis.label):
+        text.set_color(INK)
+        text.set_fontsize(9)
+    for place, spine in axes.spines.items():
+        spine.set_color(INK)
+        spine.set_visible(place in ("left", "bottom"))

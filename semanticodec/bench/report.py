@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -19,7 +18,8 @@ from ..config import SAMPLE_RATE
 from ..demo import log_mel
 from .align import align
 from .clips import Clip
-from .figures import Sheet, against_speed, bars, label, rate_distortion
+from .figures import Plot, against_speed, bars, counted, rate_distortion
+from .folders import emptied
 from .metrics import METRICS
 from .results import BITS, Results
 from .run import Entry
@@ -30,6 +30,23 @@ LEADING = ("visqol", "stoi", "pesq_wb", "mel_l1")
 """Metrics whose plots stand open."""
 SECONDS = 3
 """Of each recording in the gallery."""
+COSTS = {
+    "peak_memory_mb": ("peak memory", "MB"),
+    "gflop_per_second": ("operations", "GFLOP per s"),
+    "first_block_ms": ("first block", "ms"),
+}
+"""Facts about systems, and what the report calls them."""
+CODES = {
+    "tokens_per_second": ("tokens", "per s"),
+    "codebook_use": ("used of each codebook", ""),
+    "entropy_bits": ("entropy", "bits per code"),
+    "kbps_at_entropy": ("bits at that entropy", "kbit/s"),
+    "probe_codes": ("told from counted codes", "right"),
+    "probe_embedded": ("told from mean features", "right"),
+}
+"""The same of codes."""
+TEXTS = {"what", "further", "second", CODES["probe_codes"][0], CODES["probe_embedded"][0]}
+"""Heads of columns that hold words."""
 
 
 def hang(results: Results, clips: Iterable[Clip], cache: Path, folder: Path, each: int = 1) -> None:
@@ -42,12 +59,12 @@ def hang(results: Results, clips: Iterable[Clip], cache: Path, folder: Path, eac
         folder: gets ``gallery/CLIP/SYSTEM.flac``.
         each: clips of each kind, the first that last long enough.
     """
-    shutil.rmtree(folder / "gallery", ignore_errors=True)  # of an earlier run
+    gallery = emptied(folder / "gallery")  # of an earlier run
     for kind in results.kinds:
         long = [clip for clip in clips if clip.kind == kind and clip.seconds >= SECONDS]
         for clip in long[:each]:
-            target = folder / "gallery" / f"{kind} - {clip.name.removeprefix(kind + '/').replace('/', ' ')}"
-            target.mkdir(parents=True, exist_ok=True)
+            target = gallery / _shelf(clip.name, kind)
+            target.mkdir()
             original = clip.wave.astype(np.float64)
             pieces = {"original": original}
             for name, system in results.systems.items():
@@ -71,45 +88,45 @@ def write_report(results: Results, folder: Path) -> Path:
     leading = [name for name in LEADING if name in present] or present[:2]
     (folder / "plots").mkdir(parents=True, exist_ok=True)
 
-    def drawn(sheet: Sheet | None, name: str, title: str) -> str:
-        if sheet is None:
+    def drawn(plot: Plot | None, name: str) -> str:
+        if plot is None:
             return ""
-        sheet.save(folder / "plots" / name)
-        return f"<figure>{sheet.inline(title)}<figcaption>{html.escape(title)}</figcaption></figure>"
+        plot.save(folder / "plots" / name)
+        return f"<figure>{plot.inline()}<figcaption>{html.escape(plot.title)}</figcaption></figure>"
 
-    curves = {
-        name: drawn(
-            rate_distortion(results, name), f"rate-{name}", f"{label(name)} against the net bitrate, 95 % intervals"
-        )
-        for name in present
-    }
-    rest = "".join(curves[name] for name in present if name not in leading)
-    speed = [
-        drawn(against_speed(results, leading[0], kind), f"speed-{kind}", f"{label(leading[0])} against speed, {kind}")
-        for kind in results.kinds[:1]
-    ]
+    curves = {name: drawn(rate_distortion(results, name), f"rate-{name}") for name in present}
+    speed = [found for name in leading if (found := drawn(against_speed(results, name), f"speed-{name}"))]
+    rest = [curves[name] for name in present if name not in leading]
     page = Template(PAGE.read_text())
     target = folder / "report.html"
     text = page.substitute(
         title=html.escape(results.title),
         facts=_facts(results),
         curves="".join(curves[name] for name in leading),
-        rest=f"<details><summary>All other metrics</summary>{rest}</details>" if rest else "",
-        speed="".join(speed) or "<p>None of the systems was timed.</p>",
-        bars="".join(
-            drawn(bars(results, name), f"bars-{name}", f"{label(name)}; systems in the order of their bitrate")
-            for name in leading
-        ),
+        rest=_folded("All other metrics", rest),
+        speed="".join(speed[:1]) + _folded("The same by other metrics", speed[1:])
+        or "<p>None of the systems was timed.</p>",
+        bars="".join(drawn(bars(results, name), f"bars-{name}") for name in leading),
         losses=_losses(folder / "losses.png"),
         tables="".join(f"<h3>{kind}</h3>{_table(results, kind, present)}" for kind in results.kinds),
         systems=_systems(results),
+        codes=_codes(results),
         method=html.escape(METHOD),
-        tests="".join(_tests(results, name) for name in present),
+        tests="".join(_tests(results, name) for name in present) or "<p>There are no two systems.</p>",
         gallery=_gallery(folder / "gallery", results) or "<p>No recordings were kept.</p>",
         left_out=_left_out(results),
     )
     target.write_text(text)
     return target
+
+
+def _shelf(clip: str, kind: str) -> str:
+    """Return the name of a clip's folder in the gallery."""
+    return f"{kind} - {clip.removeprefix(kind + '/').replace('/', ' ')}"
+
+
+def _folded(summary: str, parts: Sequence[str]) -> str:
+    return f"<details><summary>{summary}</summary>{''.join(parts)}</details>" if parts else ""
 
 
 def _facts(results: Results) -> str:
@@ -141,28 +158,34 @@ def _on_a_part(settings: Mapping[str, Any]) -> str:
 
 
 def _table(results: Results, kind: str, metrics: Sequence[str]) -> str:
-    """Lay out means of one kind; the best at its bitrate or below is set off."""
-    columns = {name: f"kbit/s {what}" for name, what in BITS.items()}
-    columns |= {"band": "band kHz", "encode_cpu": "encode s/s", "decode_cpu": "decode s/s"}
-    columns |= {name: METRICS[name].label for name in metrics}
+    """Lay out means of one kind with their intervals; the best at its bitrate or below is set off."""
+    columns = {name: (f"{what} bits", "kbit/s") for name, what in BITS.items()}
+    columns |= {"band": ("band", "kHz"), "encode_cpu": ("encode", "s/s"), "decode_cpu": ("decode", "s/s")}
+    columns |= {name: (METRICS[name].label, METRICS[name].unit) for name in metrics}
     means = {s: {name: results.mean(s, name, kind) for name in columns} for s in results.systems}
     columns = {name: head for name, head in columns.items() if any(found[name] for found in means.values())}
     rows = []
     for system, found in means.items():
         if not any(found.values()):
             continue
-        cells = [f"<th>{html.escape(system)}</th>"]
+        cells = [f'<th scope="row">{html.escape(system)}</th>']
         for name in columns:
             mean = found[name]
             if mean is None:
                 cells.append("<td></td>")
                 continue
             scale = 1000 if name == "band" else 1
-            tip = f' title="95 %: {mean.low / scale:.4g} to {mean.high / scale:.4g}, {mean.clips} clips"'
+            digits = 3 if mean.mean / scale < 10 else 2 if mean.mean / scale < 100 else 1
+            value, low, high = (f"{number / scale:.{digits}f}" for number in (mean.mean, mean.low, mean.high))
+            reach = f"<small>{low}–{high}</small>" if mean.clips > 1 else ""
             strong = ' class="best"' if name in METRICS and _leads(system, name, means) else ""
-            cells.append(f"<td{strong}{tip}>{mean.mean / scale:.{1 if name == 'band' else 3}f}</td>")
+            cells.append(f'<td{strong} data-value="{mean.mean}">{value}{reach}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    return _laid_out("".join(f"<th>{text}</th>" for text in ("system", *columns.values())), rows, sort=True)
+    heads = {
+        text: f"{unit}, {counted(found[name] for found in means.values())}".removeprefix(", ")
+        for name, (text, unit) in columns.items()
+    }
+    return _laid_out({"system": "", **heads}, rows, kind, sort=True)
 
 
 def _leads(system: str, measure: str, means: Mapping[str, Mapping[str, Interval | None]]) -> bool:
@@ -179,61 +202,92 @@ def _leads(system: str, measure: str, means: Mapping[str, Mapping[str, Interval 
 
 def _systems(results: Results) -> str:
     """Lay out what is known of the systems beside scores."""
-    heads = ("system", "what", "works at Hz", "delay ms", "delay undone, samples", "parameters", "further")
+    heads = {"system": "", "what": "", "works at": "kHz", "delay": "ms", "delay undone": "ms", "parameters": "millions"}
+    heads |= dict(COSTS.values())
     known = {"family", "what", "rate", "delay", "block", "parameters", "measured", "delay_samples", "fingerprint"}
+    known |= COSTS.keys() | CODES.keys()
+    further = any(value and key not in known for system in results.systems.values() for key, value in system.items())
     rows = []
     for name, system in results.systems.items():
-        delay, parameters = system.get("delay"), system.get("parameters")
-        cells = (
-            system["what"] if system.get("measured", True) else f"{system['what']} (not measured here)",
-            str(system["rate"]),
+        delay, parameters, lag = (system.get(fact) for fact in ("delay", "parameters", "delay_samples"))
+        cells = [
+            f"{system['rate'] / 1000:g}",
             "" if delay is None else f"{1000 * delay:.0f}",
-            "not found" if system.get("delay_samples", 0) is None else str(system.get("delay_samples") or ""),
-            "" if parameters is None else f"{parameters / 1e6:.1f} M",
-            "; ".join(f"{key.replace('_', ' ')} {_told(v)}" for key, v in system.items() if v and key not in known),
-        )
+            "not found" if lag is None and "delay_samples" in system else "" if not lag else f"{lag / 16:.1f}",
+            "" if parameters is None else f"{parameters / 1e6:.1f}",
+            *("" if system.get(fact) is None else f"{system[fact]:.3g}" for fact in COSTS),
+        ]
+        what = system["what"] if system.get("measured", True) else f"{system['what']} (not measured here)"
+        rest = "; ".join(f"{key.replace('_', ' ')} {_told(v)}" for key, v in system.items() if v and key not in known)
         rows.append(
-            f"<tr><th>{html.escape(name)}</th>{''.join(f'<td class=text>{html.escape(c)}</td>' for c in cells)}</tr>"
+            f'<tr><th scope="row">{html.escape(name)}</th><td class="text">{html.escape(what)}</td>'
+            f"{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}"
+            + (f'<td class="text">{html.escape(rest)}</td>' if further else "")
+            + "</tr>"
         )
-    return _laid_out("".join(f"<th class=text>{text}</th>" for text in heads), rows)
+    return _laid_out(heads | ({"further": ""} if further else {}), rows, "systems")
+
+
+def _codes(results: Results) -> str:
+    """Lay out what is known of codes."""
+    rows = []
+    facts = {name: system for name, system in results.systems.items() if any(system.get(fact) for fact in CODES)}
+    if not facts:
+        return "<p>None of the systems has codes.</p>"
+    baseline = {"log-mel, no codec": {"probe_embedded": results.settings.get("probe_baseline", {})}}
+    for name, system in {**facts, **baseline}.items():
+        cells = (
+            f"<td{' class=text' * fact.startswith('probe')}>{html.escape(_told(system.get(fact) or ''))}</td>"
+            for fact in CODES
+        )
+        rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{"".join(cells)}</tr>')
+    return _laid_out({"system": "", **dict(CODES.values())}, rows, "codes")
 
 
 def _told(value: object) -> str:
     """Write a fact for readers."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_told(part)}" for name, part in value.items())
+        return "; ".join(f"{name} {_told(part)}" for name, part in value.items())
     if isinstance(value, list):
         return " and ".join(map(_told, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _laid_out(head: str, rows: Sequence[str], *, sort: bool = False) -> str:
-    kind = ' class="sort"' if sort else ""
-    table = f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<div class="wide">{table}</div>'
+def _laid_out(heads: Mapping[str, str], rows: Sequence[str], what: str, *, sort: bool = False) -> str:
+    """Return a table, in a frame that scrolls, with the unit of each column under its name."""
+    texts = [f"{html.escape(head)}<small>{html.escape(unit)}</small>" for head, unit in heads.items()]
+    if sort:
+        texts = [f'<button type="button">{text}</button>' for text in texts]
+    head = "".join(
+        f'<th scope="col"{" class=text" * (name in TEXTS)}>{text}</th>' for name, text in zip(heads, texts, strict=True)
+    )
+    table = f"<table{' class=sort' * sort}><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="wide" tabindex="0" role="region" aria-label="table: {html.escape(what)}">{table}</div>'
 
 
 def _tests(results: Results, measure: str) -> str:
     parts = []
     for kind in results.kinds:
         rows = [
-            f"<tr><td class=text>{html.escape(c.first)}</td><td class=text>{html.escape(c.second)}</td>"
-            f"<td>{c.difference:+.3f}</td><td>{c.low:+.3f} to {c.high:+.3f}</td>"
-            f"<td>{'' if c.p is None else f'{c.p:.2g}'}</td><td>{c.verdict}</td><td>{c.clips}</td></tr>"
+            f'<tr><th scope="row">{html.escape(c.first)}</th><td class="text">{html.escape(c.second)}</td>'
+            f'<td data-value="{c.difference}">{c.difference:+.3f}<small>{c.low:+.3f} to {c.high:+.3f}</small></td>'
+            f"<td>{'' if c.p is None else f'{c.p:.2g}'}</td><td class=text>{c.verdict}</td><td>{c.clips}</td></tr>"
             for c in results.compare(measure, kind)
         ]
         if rows:
-            heads = ("first", "second", "first − second", "95 %", "p", "p after Holm", "clips")
-            parts.append(
-                f"<details><summary>{METRICS[measure].label}, {kind}: {len(rows)} pairs</summary>"
-                f"{_laid_out(''.join(f'<th>{head}</th>' for head in heads), rows, sort=True)}</details>"
-            )
+            heads = {"first": "", "second": "", "first − second": METRICS[measure].unit, "p": "", "p after Holm": ""}
+            name = f"{METRICS[measure].label}, {kind}"
+            table = _laid_out(heads | {"n": "clips"}, rows, f"tests, {name}", sort=True)
+            parts.append(_folded(f"{name}: {len(rows)} pairs", [table]))
     return "".join(parts)
 
 
 def _losses(picture: Path) -> str:
     if not picture.is_file():
-        return "<p>Not measured; <code>semanticodec bench losses</code> does.</p>"
+        return (
+            "<p>Not measured.  <code>semanticodec bench losses CLIPS -o THIS_FOLDER</code> does, and then "
+            "<code>semanticodec bench report THIS_FOLDER</code> shows it here.</p>"
+        )
     data = base64.b64encode(picture.read_bytes()).decode()
     return f'<figure><img alt="quality against lost blocks" src="data:image/png;base64,{data}"></figure>'
 
@@ -241,22 +295,27 @@ def _losses(picture: Path) -> str:
 def _gallery(folder: Path, results: Results) -> str:
     order = {"original": -1} | {name: place for place, name in enumerate(results.systems)}
     shelves = []
-    for shelf in sorted(folder.glob("*"), key=lambda path: results.kinds.index(path.name.partition(" - ")[0])):
+    for clip, facts in results.clips.items():
+        shelf = folder / _shelf(clip, facts["kind"])
         files = sorted(shelf.glob("*.flac"), key=lambda file: order.get(file.stem, len(order)))
-        cards = []
-        for file in files:
-            name = html.escape(file.stem)
-            sound = base64.b64encode(file.read_bytes()).decode()
-            kbps = results.mean(file.stem, "kbps_net")
-            rate = f" · {kbps.mean:.2f} kbit/s" if kbps else ""
-            cards.append(
-                f'<div class="card"><b>{name}</b><small>{rate}</small>'
-                f'<img alt="spectrogram of {name}" src="data:image/png;base64,{_picture(file)}">'
-                f'<audio controls preload="metadata" src="data:audio/flac;base64,{sound}"></audio></div>'
-            )
+        cards = [_card(file, clip, results) for file in files]
         if cards:
             shelves.append(f'<h3>{html.escape(shelf.name)}</h3><div class="cards">{"".join(cards)}</div>')
     return "".join(shelves)
+
+
+def _card(file: Path, clip: str, results: Results) -> str:
+    """Lay out a recording with what its system needed and scored on this very clip."""
+    name = html.escape(file.stem)
+    sound = base64.b64encode(file.read_bytes()).decode()
+    kbps = results.scores(file.stem, "kbps_net").get(clip)
+    scores = {METRICS[measure].label: results.scores(file.stem, measure).get(clip) for measure in LEADING}
+    told = " · ".join(f"<span>{metric} {value[0]:.2f}</span>" for metric, value in scores.items() if value)
+    return (
+        f'<div class="card"><p><b>{name}</b>{f" {kbps[0]:.2f} kbit/s net" if kbps else ""}<small>{told}</small></p>'
+        f'<img alt="spectrogram of {name}" src="data:image/png;base64,{_picture(file)}">'
+        f'<audio controls aria-label="{name}" preload="metadata" src="data:audio/flac;base64,{sound}"></audio></div>'
+    )
 
 
 def _picture(file: Path) -> str:

@@ -92,6 +92,7 @@ def run(
         _need_extra()
         from ..bench import run as module
         from ..bench.clips import find, thin
+        from ..bench.folders import emptied, marked
         from ..bench.metrics import METRICS
         from ..bench.report import hang, write_report
         from ..bench.survey import survey
@@ -103,10 +104,11 @@ def run(
             if missing:
                 raise ConfigError(f"no codec {', '.join(sorted(missing))}; see `semanticodec bench codecs`")
             wanted = [codec for codec in wanted if codec.name in chosen]
+        emptied(out / "gallery")  # now, and not after a night's work, if it is somebody else's
         plan = module.Plan(
             wanted,
-            thin(find(audio, _written(out)), every),
-            out / "cache",
+            thin(find(audio), every),
+            marked(out / "cache"),
             tuple(metrics.split(",")) if metrics else tuple(METRICS),
             costly_every,
             not as_is,
@@ -183,9 +185,7 @@ def listen(
         from ..bench.survey import listening_items
 
         results = read_results(folder)
-        items = listening_items(
-            results, find(audio, (*_written(folder), out)), folder / "cache", systems.split(","), each, seed
-        )
+        items = listening_items(results, find(audio), folder / "cache", systems.split(","), each, seed)
         export(items, out, seed=seed)
         typer.echo(f"{out / 'config.yaml'}: {len(items)} trials; put the folder into webMUSHRA's configs/")
 
@@ -241,18 +241,19 @@ def losses(
         from ..bench import losses as module
         from ..bench.clips import find, thin
         from ..bench.codecs import Semanticodec
+        from ..bench.folders import marked
         from ..checkpoints import locate
         from ..config import PRESETS
 
         name = locate(model).config.name
         codec = Semanticodec(name, steps, None if model in (*PRESETS, "mini") else model, seed)
-        clips = thin(find(audio, _written(out)), every)
+        clips = thin(find(audio), every)
         with _progress() as progress:
             task = progress.add_task(name, total=len(clips))
             results = module.measure(
                 codec,
                 clips,
-                cache or out / "cache",
+                marked(cache or out / "cache"),
                 jobs,
                 lambda stage, what, done, total: progress.update(
                     task, description=f"{stage} {what}", completed=done, total=total
@@ -267,11 +268,6 @@ def losses(
         for point in module.table(results):
             head = f"{point.kind:<8}{point.pattern:<8}{point.rate:>6.0%}  {point.method:<11}{point.lost:>7.1%}"
             typer.echo(f"{head}{point.mel_l1!s:>24}{point.stoi or ''!s:>24}")
-
-
-def _written(out: Path) -> tuple[Path, ...]:
-    """Return where runs keep sound files that are no recordings to compare codecs on."""
-    return out, out / "cache", out / "gallery"
 
 
 def _progress() -> Progress:

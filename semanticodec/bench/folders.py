@@ -1,0 +1,51 @@
+"""Folders that hold what this package made: it empties these and no others, and takes none of it for a recording."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ..errors import ConfigError
+
+MARK = ".semanticodec-bench"
+"""Name of a file that says so."""
+
+
+def marked(folder: Path) -> Path:
+    """Make a folder, if there is none, and say that what lies in it is no recording.
+
+    Returns:
+        the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text("semanticodec bench made this folder, and may empty it.\n")
+    return folder
+
+
+def emptied(folder: Path) -> Path:
+    """Make a folder anew, without anything that an earlier call put there.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ConfigError: the folder has something in it and was made by somebody else.
+    """
+    if folder.exists():
+        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).is_file()):
+            raise ConfigError(
+                f"{folder} is there and was not made by semanticodec bench, which would have to empty it; "
+                "choose another place, or take it away"
+            )
+        shutil.rmtree(folder)
+    return marked(folder)
+
+
+def recordings(folder: Path) -> list[Path]:
+    """Return the files of a folder and of those in it, sorted, but for folders with a mark below it."""
+    found = []
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not Path(path, name, MARK).is_file()]
+        found += [Path(path, name) for name in names]
+    return sorted(found)

@@ -1,0 +1,207 @@
+"""The report of made-up results: what its plots, tables and cards say."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from chrome import opened
+
+from benchmarks.page import CHROMIUM, launched
+from semanticodec.audio import save
+from semanticodec.bench.clips import find
+from semanticodec.bench.figures import COLOURS, MARKERS, Plot, Sheet, against_speed, bars, rate_distortion, told
+from semanticodec.bench.folders import emptied, marked
+from semanticodec.bench.report import write_report
+from semanticodec.bench.results import Results
+from semanticodec.bench.statistics import interval
+from semanticodec.config import SAMPLE_RATE
+from semanticodec.errors import ConfigError
+
+CLIPS = {"speech/a": "speech", "speech/b": "speech", "music/c": "music"}
+SYSTEMS = {"low": ("ours", 0.5), "high": ("ours", 1.5), "other": ("theirs", 6.0)}
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    """Three systems on two clips of speech and one of music."""
+    values = {
+        system: {
+            "kbps_net": {clip: [kbps + 0.01 * n, 2.0] for n, clip in enumerate(CLIPS)},
+            "encode_cpu": {clip: [0.01 * kbps, 2.0] for clip in CLIPS},
+            "decode_cpu": {clip: [0.1, 2.0] for clip in CLIPS},
+            "stoi": {clip: [0.5 + 0.03 * kbps + 0.1 * n, 1.0] for n, clip in enumerate(CLIPS)},
+            "mel_l1": {clip: [1.5 - 0.1 * kbps - 0.1 * n, 1.0] for n, clip in enumerate(CLIPS)},
+        }
+        for system, (_, kbps) in SYSTEMS.items()
+    }
+    return Results(
+        title="made up",
+        machine={"cpu": "an abacus", "cores": 1, "torch": "none", "commit": "0" * 40, "modified": False, "date": "now"},
+        settings={"rate": SAMPLE_RATE, "compensate": True, "costly_every": 1, "costly": []},
+        clips={name: {"kind": kind, "seconds": 2.0, "digest": "0"} for name, kind in CLIPS.items()},
+        systems={
+            name: {"family": family, "what": "a codec with a long description", "rate": 16000, "peak_memory_mb": 773.24}
+            for name, (family, _) in SYSTEMS.items()
+        },
+        values=values,
+    )
+
+
+@pytest.fixture(scope="module")
+def report(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of them with two recordings, beside a folder that is none of its own."""
+    folder = tmp_path_factory.mktemp("report")
+    for place in ("speech - b/original", "speech - b/high", "somebody's own/high"):
+        (folder / "gallery" / place).parent.mkdir(parents=True, exist_ok=True)
+        save(folder / "gallery" / f"{place}.flac", torch.zeros(8000), SAMPLE_RATE)
+    return write_report(results, folder)
+
+
+def lines(plot: Plot | None, kind: str) -> list[list[float]]:
+    """Return the upright or level strokes of a panel: its intervals."""
+    assert plot is not None
+    sheet = Sheet(1)
+    plot.draw(sheet, sheet.axes[0], kind)
+    ends = [(list(map(float, line.get_xdata())), list(map(float, line.get_ydata()))) for line in sheet.axes[0].lines]
+    strokes = [(x, y) for x, y in ends if len(x) == 2 and (x[0] == x[1] or y[0] == y[1])]
+    return [y if x[0] == x[1] else x for x, y in strokes]
+
+
+@pytest.mark.parametrize("plot", [rate_distortion, against_speed, bars])
+def test_one_clip_has_no_interval(plot, results: Results):  # type: ignore[no-untyped-def]
+    drawn = plot(results, "stoi")
+    assert drawn.kinds == ["speech", "music"]
+    assert len(lines(drawn, "speech")) == len(SYSTEMS)
+    assert all(low < high for low, high in lines(drawn, "speech"))
+    assert lines(drawn, "music") == []
+    panels = drawn.inline()
+    assert panels.count('<svg role="img"') == 2
+    assert "speech, n = 2" in panels
+    assert "music, n = 1" in panels
+
+
+def test_numbers_say_of_how_many_clips():
+    several, one = interval([(1.0, 1.0), (2.0, 1.0)]), interval([(1.0, 1.0)])
+    assert several
+    assert one
+    assert told(several) == "1.500 [1.000, 2.000], n = 2"
+    assert told(one) == "1.000, n = 1"
+
+
+def test_axes_and_legends_say_what_they_are(results: Results):
+    rates, speeds = rate_distortion(results, "mel_l1"), against_speed(results, "mel_l1")
+    assert rates
+    assert speeds
+    for plot, text in ((rates, "net kbit/s (log scale)"), (speeds, "processor s per s of sound (log scale)")):
+        panels = plot.inline()
+        assert panels.count(text) == panels.count("log-mel L1 (lower is better)</text>") == 2
+        legend = re.findall(r"<li>.*?</li>", panels)
+        assert [re.sub("<[^>]*>", "", key) for key in legend] == ["ours", "theirs"]
+        shapes = [re.findall('points="([^"]*)"', key) for key in legend]
+        assert shapes[0] != shapes[1]  # for those who cannot tell the colours
+    assert rate_distortion(results, "visqol") is None
+    assert bars(results, "visqol") is None
+
+
+def test_pictures_for_papers_are_opaque(results: Results, tmp_path: Path):
+    from PIL import Image
+
+    plot = rate_distortion(results, "stoi")
+    assert plot
+    plot.save(tmp_path / "plot")
+    picture = np.asarray(Image.open(tmp_path / "plot.png").convert("RGBA"))
+    assert (picture[..., 3] == 255).all()
+    edges = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+    assert (edges == 255).all()  # nothing is cut off
+
+
+def test_families_are_told_apart_on_light_and_dark():
+    def light(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    for colour, paper in ((colour, paper) for colour in COLOURS for paper in ("#f6f8fa", "#171d24")):
+        dark, bright = sorted((light(colour), light(paper)))
+        assert (bright + 0.05) / (dark + 0.05) >= 3, (colour, paper)
+    looks = [(COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]) for n in range(100)]
+    assert all(one != other for one, other in combinations(looks, 2))
+
+
+def test_tables_show_units_intervals_and_counts(results: Results, report: Path):
+    page = report.read_text()
+    speech, music = (page.partition(f"<h3>{kind}</h3>")[2].partition("</table>")[0] for kind in ("speech", "music"))
+    assert "net bits<small>kbit/s, n = 2</small>" in speech
+    assert "STOI<small>n = 1</small>" in music
+    mean = results.mean("low", "stoi", "speech")
+    assert mean
+    assert f"{mean.mean:.3f}<small>{mean.low:.3f}–{mean.high:.3f}</small>" in speech
+    assert "–" not in music
+    assert "peak memory<small>MB</small>" in page
+    assert "<td>773</td>" in page
+    for plot in ("rate-stoi", "speed-stoi", "speed-mel_l1", "bars-stoi"):
+        assert (report.parent / "plots" / f"{plot}.png").is_file()
+        assert (report.parent / "plots" / f"{plot}.svg").is_file()
+
+
+def test_cards_are_of_their_own_clip(report: Path):
+    original, card = re.findall(r'<div class="card">.*?</div>', report.read_text())
+    assert "kbit/s" not in original
+    assert "1.51 kbit/s net" in card
+    assert "<span>STOI 0.65</span>" in card  # the mean is 0.595
+    assert 'aria-label="high"' in card
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
+def test_the_report_fits_narrow_pages_and_works_by_keyboard(report: Path):
+    with launched() as browser:
+        for width in (1280, 500, 360):
+            options = {"viewport": {"width": width, "height": 900}, "color_scheme": "dark", "microphone": False}
+            with opened(browser, report.as_uri(), **options) as page:
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                boxes = [box.bounding_box() for box in page.locator("figure, figure svg, .wide, .card").all()]
+                assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes if box)
+                sizes = page.evaluate(
+                    "[...document.querySelectorAll('#curves ~ figure svg text')].filter(t => t.checkVisibility())"
+                    ".map(t => t.getBoundingClientRect()).map(r => Math.min(r.width, r.height))"
+                )
+                assert min(sizes) > 6, width  # letters do not shrink with the page
+        with opened(browser, report.as_uri(), microphone=False) as page:
+            page.locator("table.sort button", has_text="STOI").first.focus()
+            page.keyboard.press("Enter")
+            page.keyboard.press("Enter")
+            first = page.locator("table.sort").first
+            assert first.locator("tbody th").all_text_contents() == ["other", "high", "low"]
+            assert first.locator("th[aria-sort=descending]").inner_text().startswith("STOI")
+            sound = page.locator("audio").first
+            sound.focus()
+            page.keyboard.press("Space")
+            page.wait_for_function("document.querySelector('audio').played.length > 0")
+
+
+def test_only_what_is_ours_is_emptied(tmp_path: Path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "take.wav").write_bytes(b"once")
+    for place in (theirs, theirs / "take.wav"):
+        with pytest.raises(ConfigError, match="not made by semanticodec bench"):
+            emptied(place)
+    assert (theirs / "take.wav").read_bytes() == b"once"
+    ours = emptied(tmp_path / "ours")
+    (ours / "old").mkdir()
+    assert [path.name for path in emptied(ours).iterdir()] == [".semanticodec-bench"]
+
+
+def test_what_runs_left_is_no_recording(tmp_path: Path):
+    sound = torch.zeros(800)
+    for folder in (tmp_path / "speech", marked(tmp_path / "out" / "cache"), marked(tmp_path / "mushra") / "stimuli"):
+        folder.mkdir(exist_ok=True)
+        save(folder / "a.wav", sound, SAMPLE_RATE)
+    assert [clip.name for clip in find(tmp_path)] == ["speech/a"]
+    assert [clip.name for clip in find(tmp_path / "mushra")] == ["stimuli/a"]  # asked for by name
