@@ -217,6 +217,26 @@ def test_results_are_kept_and_read(ran: tuple[Plan, Results], tmp_path: Path):
     rows = pyarrow.parquet.read_table(tmp_path / "results.parquet").to_pylist()
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert rows == lines == list(results.rows())
+    tests = json.loads((tmp_path / "results.json").read_text())["tests"]
+    assert "Holm" in tests["method"]
+    assert tests["pairs"].keys() == {*QUICK, "stoi"}
+    for measure, kinds in tests["pairs"].items():
+        assert kinds.keys() == {"all", "speech", "music"}
+        for kind, rows in kinds.items():
+            named = [dict(zip(tests["columns"], row, strict=True)) for row in rows]
+            # The music is one clip, which "broken" has not: a test says that it is none.
+            assert len(named) == (3 if kind == "music" else 6)
+            for row, pair in zip(named, results.compare(measure, None if kind == "all" else kind), strict=True):
+                assert (row["first"], row["second"], row["clips"]) == (pair.first, pair.second, pair.clips)
+                if kind == "music":
+                    assert (row["p"], row["p_holm"]) == (None, None)
+                    assert row["not_tested"] == "not tested: 1 in common, 6 needed"
+                else:
+                    assert row["p_holm"] == pytest.approx(pair.p_holm, rel=0.01)
+                    assert row["p_holm"] >= row["p"] >= 2 / 2**8 - 1e-4
+                    assert row["not_tested"] == ""
+    page = write_report(results, tmp_path).read_text()
+    assert page.count("not tested: 1 in common, 6 needed") == 3 * 4
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(ConfigError, match="no results"):
         read_results(tmp_path)

@@ -27,7 +27,7 @@ from ..streaming import Decoder
 from .clips import Clip, Wave
 from .codecs import About, Codec, Coded, Semanticodec, loaded
 from .machine import machine
-from .results import Results
+from .results import ALL, Results
 from .run import Entry, code, described, hashed, score, score_key, workers
 from .statistics import METHOD, Comparison, Interval, paired
 
@@ -39,8 +39,6 @@ BURST = 3
 """Blocks that a burst of losses lasts on average."""
 TAPE = 100_000
 """Blocks that losses are drawn for; a clip has those of a stretch of them."""
-ALL = "all"
-"""The kind of all clips together."""
 
 Advance = Callable[[str, str, int, int], None]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .statistics import Comparison, Interval, interval, paired
+from .metrics import METRICS
+from .statistics import METHOD, Comparison, Interval, interval, paired
 
 BITS = {"kbps_net": "net", "kbps_entropy": "entropy-coded", "kbps_file": "container", "kbps_gross": "gross"}
 """Measures of bits in kbit/s, weighted by the clip's length, and what the report calls them.
@@ -18,6 +19,8 @@ BITS = {"kbps_net": "net", "kbps_entropy": "entropy-coded", "kbps_file": "contai
 Beside these and the metrics there are encode_cpu, decode_cpu, encode_wall and decode_wall (seconds per second of sound,
 weighted likewise), gain (dB that a decode was raised) and band (Hz up to which it has what its original has).
 """
+ALL = "all"
+"""What all kinds of sound together are called."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,14 @@ class Results:
             {name: {c: value for c, (value, _) in self.scores(name, measure, kind).items()} for name in self.systems}
         )
 
+    def tests(self) -> Iterator[tuple[str, str, list[Comparison]]]:
+        """Yield every metric, kind of sound (or "all") and its pairs of systems that have clips in common."""
+        for measure in METRICS:
+            for kind in (ALL, *self.kinds):
+                pairs = self.compare(measure, None if kind == ALL else kind)
+                if pairs:
+                    yield measure, kind, pairs
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield one row per system, clip and measure."""
         for system, measures in self.values.items():
@@ -95,9 +106,10 @@ class Results:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "results.parquet")
 
     def write(self, path: Path) -> None:
-        """Write one JSON file, with a line per system and measure.
+        """Write one JSON file, with a line per system and measure, and one per metric and kind of sound for the tests.
 
-        A line has a value for each clip, in their order: null, a number, or number and weight if that is not 1.
+        A line of values has one for each clip, in their order: null, a number, or number and weight if that is not 1.
+        A line of tests has a row for each pair of systems; the last of its columns says why a pair was not tested.
         """
 
         def listed(found: Mapping[str, list[float]]) -> list[Any]:
@@ -106,6 +118,18 @@ class Results:
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values = plain.pop("values")
         text = json.dumps(plain, indent=1)[:-2]
+        columns = ("first", "second", "difference", "low", "high", "p", "p_holm", "clips", "not_tested")
+        tests: dict[str, list[str]] = {}
+        for measure, kind, pairs in self.tests():
+            line = json.dumps([_row(pair) for pair in pairs])
+            tests.setdefault(measure, []).append(f"    {json.dumps(kind)}: {line}")
+        tested = ",\n".join(
+            f"   {json.dumps(name)}: {{\n" + ",\n".join(rows) + "\n   }" for name, rows in tests.items()
+        )
+        text += (
+            f',\n "tests": {{\n  "method": {json.dumps(METHOD)},\n  "columns": {json.dumps(columns)},\n'
+            f'  "pairs": {{\n{tested}\n  }}\n }}'
+        )
         lines = [
             f"  {json.dumps(system)}: {{\n"
             + ",\n".join(
@@ -117,6 +141,12 @@ class Results:
         path.write_text(text + ',\n "values": {\n' + ",\n".join(lines) + "\n }\n}\n")
 
 
+def _row(pair: Comparison) -> list[Any]:
+    numbers = (pair.difference, pair.low, pair.high, pair.p, pair.p_holm)
+    shown = [None if number is None else float(f"{number:.3g}") for number in numbers]
+    return [pair.first, pair.second, *shown, pair.clips, "" if pair.p_holm is not None else pair.verdict]
+
+
 def read_results(path: Path) -> Results:
     """Read ``results.json``, or the one in a folder.
 
@@ -126,6 +156,7 @@ def read_results(path: Path) -> Results:
     file = path / "results.json" if path.is_dir() else path
     try:
         plain = json.loads(file.read_text())
+        plain.pop("tests", None)  # follow from the values
         for measures in plain["values"].values():
             for measure, line in measures.items():
                 measures[measure] = {
