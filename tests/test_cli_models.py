@@ -1,7 +1,8 @@
-"""The command `models`: one line per preset, and what it says about files, sizes and licences."""
+"""The command `models`: one line per preset, its files, sizes and licences; and how commands warn."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import huggingface_hub
@@ -9,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from semanticodec import PRESETS, cli
+from semanticodec.cli.jobs import user_errors
+from semanticodec.errors import LicenceWarning
 from semanticodec.systems import SYSTEMS
 
 
@@ -52,3 +55,12 @@ def test_what_is_here_is_said_with_its_own_size(monkeypatch: pytest.MonkeyPatch,
     here = {name for name, line in lines.items() if "  yes  " in line}
     official = {name for name in PRESETS if name.startswith("semanticodec-50-")}
     assert here == {"mini-100", "mini-50", "mini-25", "mini-sr", "mini-gen", "musicldm", "audioldm2-full", *official}
+
+
+@pytest.mark.filterwarnings("always")
+def test_what_a_command_warns_of_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with user_errors():
+        warnings.warn("not for\ncommercial use", LicenceWarning, stacklevel=1)
+    assert capsys.readouterr().err == "semanticodec: not for commercial use\n"
+    with pytest.warns(DeprecationWarning, match="old"), user_errors():
+        warnings.warn("old", DeprecationWarning, stacklevel=1)

@@ -1,4 +1,4 @@
-"""The command line: ``semanticodec encode | decode | info | tokenize | novelty | convert | demo | serve``.
+"""The command line; ``semanticodec --help`` lists the commands.
 
 Exit codes: 0 all is well; 1 something could not be done, and a line on the standard error says what and why; 2 the
 command line makes no sense.  Progress shows only on a terminal.

@@ -8,11 +8,12 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import typer
 from rich.console import Console
@@ -213,9 +214,19 @@ class Work:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn errors of the user's making into a line and exit code 1."""
+    """Turn errors of the user's making into a line and exit code 1, and warnings into lines."""
+    show = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, UserWarning):
+            complain("semanticodec", message)
+        else:
+            show(message, category, *place, **more)
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = tell
+            yield
     except BrokenPipeError:
         raise
     except (SemantiCodecError, OSError) as error:
@@ -224,7 +235,7 @@ def user_errors() -> Iterator[None]:
 
 
 def complain(label: str, error: object) -> None:
-    """Say on the standard error, in one line, what went wrong with what."""
+    """Say on the standard error, in one line, what is wrong with what."""
     if isinstance(error, OSError) and error.strerror:
         error = f"{error.filename}: {error.strerror}" if error.filename not in (None, label) else error.strerror
     typer.echo(f"{label}: {' '.join(str(error).split())}", err=True)
