@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import importlib.metadata
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet
@@ -36,7 +38,7 @@ from semanticodec.bench.metrics import METRICS, Sound
 from semanticodec.bench.neural import Hub
 from semanticodec.bench.report import hang, write_report
 from semanticodec.bench.results import Results, read_results
-from semanticodec.bench.run import Plan, run
+from semanticodec.bench.run import Entry, Plan, run
 from semanticodec.bench.survey import _labels, _probes, listening_items, origin, survey
 from semanticodec.cli import app
 from semanticodec.config import SAMPLE_RATE
@@ -131,16 +133,16 @@ def test_nothing_is_done_twice(audio: Path, tmp_path: Path):
     plan = Plan([Worse("a", 0.01, log)], find(audio), tmp_path / "cache", ("mel_l1",))
     first = run(plan, "one")
     again = run(replace(plan, metrics=("mel_l1", "lsd")), "two")
-    assert len(log.read_text().splitlines()) == 8
+    assert len(log.read_text().splitlines()) == 1 + 8  # the first one before, so that times are of warm codecs
     assert again.values["a"]["mel_l1"] == first.values["a"]["mel_l1"]
     assert "lsd" in again.values["a"]
     other = run(replace(plan, codecs=[Worse("a", 0.02, log)]), "other setting")
-    assert len(log.read_text().splitlines()) == 16
+    assert len(log.read_text().splitlines()) == 2 * (1 + 8)
     assert other.values["a"]["mel_l1"] != first.values["a"]["mel_l1"]
     shutil.copy(audio / "c0.flac", tmp_path / "c0.flac")
     moved = [Clip("elsewhere", "speech", tmp_path / "c0.flac")]
     run(replace(plan, clips=moved), "the same sound under another name")
-    assert len(log.read_text().splitlines()) == 16
+    assert len(log.read_text().splitlines()) == 2 * (1 + 8)
 
 
 def test_a_killed_run_goes_on(audio: Path, tmp_path: Path):
@@ -163,9 +165,58 @@ run(Plan(codecs, find(Path({str(audio)!r})), Path({str(cache)!r}), ("lsd",)), "x
     assert len(results.values["slow"]["lsd"]) == 8
     lines = log.read_text().splitlines()
     assert len(set(lines)) == 8
-    # only the clip that was being coded when the process died is coded again
-    assert done < 8
-    assert len(lines) <= 9
+    # only the clip that was being coded when the process died is coded again, beside one per process to warm up
+    assert done < 9
+    assert len(lines) <= 9 + 2
+
+
+@dataclass(frozen=True)
+class Slow(Worse):
+    """A codec that takes long the first time that a process uses it, as those do that compile or load late."""
+
+    used: ClassVar[set[str]] = set()
+
+    def encode(self, clip: Clip) -> Coded:
+        time.sleep(0 if self.name in self.used else 0.5)
+        self.used.add(self.name)
+        return super().encode(clip)
+
+
+def test_times_are_of_warm_codecs(audio: Path, tmp_path: Path):
+    clips = find(audio)[:3]
+    plan = Plan([Slow("wakes late", 0.01)], clips, tmp_path, ("lsd",))
+    results = run(plan, "x")
+    walls = [value * weight for value, weight in results.scores("wakes late", "encode_wall").values()]
+    assert len(walls) == 3
+    assert max(walls) < 0.4
+    assert "untimed" in results.settings["timing"]
+    assert "cold_timings" not in results.systems["wakes late"]
+    # What an earlier version timed is told apart.
+    entry = Entry.of(tmp_path, results.systems["wakes late"]["fingerprint"], clips[0].digest)
+    entry.write({name: value for name, value in entry.read().items() if name != "warm"})
+    assert run(plan, "x").systems["wakes late"]["cold_timings"] == 1
+
+
+def test_an_upgrade_of_a_package_measures_again(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    taken: list[str] = []
+    for name in ("stoi", "lsd"):
+        metric = METRICS[name]
+
+        def compute(*_: Sound, name: str = name) -> float:
+            taken.append(name)
+            return float(len(taken))
+
+        monkeypatch.setitem(METRICS, name, replace(metric, compute=compute))
+    plan = Plan([COPY], find(audio)[:1], tmp_path, ("stoi", "lsd"))
+    run(plan, "x")
+    run(plan, "x")
+    assert taken == ["stoi", "lsd"]
+    release = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda of: "99" if of == "pystoi" else release(of))
+    assert run(plan, "x").values["copy"]["stoi"]["c0"] == [3.0, 1.0]
+    assert taken == ["stoi", "lsd", "stoi"]
+    assert METRICS["stoi"].made_by == "1+pystoi-99"
+    assert METRICS["wer"].made_by == f"1+pocketsphinx-{release('pocketsphinx')}+jiwer-{release('jiwer')}"
 
 
 def test_processes_find_the_same(ran: tuple[Plan, Results], tmp_path: Path):

@@ -241,7 +241,7 @@ def _measure(clip: Clip, codec: Semanticodec, cache: Path) -> tuple[dict[str, di
         # With nothing lost it is what any other run of the bench decodes, and may have decoded.
         adapter: Codec = Lossy(codec, condition.method, lost) if any(lost) else codec
         entry = Entry.of(cache, hashed(adapter), clip.digest)
-        wrong = code(adapter, clip, entry)
+        wrong = code(adapter, clip, entry, timed=adapter is codec)
         raised = {"": wrong} if wrong else score(clip, entry, MEASURES, 0, False)
         failed |= {f"{condition.name} on {clip.name}: {what}": why for what, why in raised.items()}
         scores = {} if wrong else entry.read()["scores"]

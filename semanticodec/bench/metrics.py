@@ -1,14 +1,16 @@
 """What is measured of a decode against its original, both 16 kHz mono, after :mod:`.align`.
 
-Every metric is a value in :data:`METRICS`; its version is part of what cached results are found by.
+Every metric is a value in :data:`METRICS`; its version and those of the packages that compute it are part of what
+cached results are found by.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -87,7 +89,7 @@ class Metric:
         unit: of the value, or "".
         better: whether high or low values are good.
         kinds: of clips that it makes sense for.
-        needs: module that it is computed with.
+        needs: modules that it is computed with.
         compute: from original and decode to a value, or None where it is undefined (silence, no transcript).
         costly: whether the default run takes it only on part of the clips.
         version: goes up when values change.
@@ -98,16 +100,22 @@ class Metric:
     unit: str
     better: Literal["high", "low"]
     kinds: tuple[str, ...]
-    needs: str
+    needs: tuple[str, ...]
     compute: Callable[[Sound, Sound], Value | float | None]
     costly: bool = False
     version: int = 1
 
     def missing(self) -> str | None:
         """Say which package is not installed."""
-        if importlib.util.find_spec(self.needs.split(".")[0]) is None:
-            return f"{self.needs} is not installed: pip install 'semanticodec[bench]'"
+        for module in self.needs:
+            if importlib.util.find_spec(module) is None:
+                return f"{module} is not installed: pip install 'semanticodec[bench]'"
         return None
+
+    @property
+    def made_by(self) -> str:
+        """Its version, and those of the packages: values of other versions are not used again."""
+        return "+".join((str(self.version), *map(_release, self.needs)))
 
     def value(self, original: Sound, decoded: Sound) -> Value | None:
         """Measure; None where the metric is undefined."""
@@ -208,12 +216,12 @@ def speaker(original: Sound, decoded: Sound) -> float:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("pesq_wb", "PESQ-WB", "", "high", TONAL, "pesq", functools.partial(pesq, band="wb")),
-        Metric("pesq_nb", "PESQ-NB", "", "high", SPEECH, "pesq", functools.partial(pesq, band="nb"), costly=True),
-        Metric("stoi", "STOI", "", "high", ALL, "pystoi", functools.partial(stoi, extended=False)),
-        Metric("estoi", "ESTOI", "", "high", ALL, "pystoi", functools.partial(stoi, extended=True), costly=True),
+        Metric("pesq_wb", "PESQ-WB", "", "high", TONAL, ("pesq",), functools.partial(pesq, band="wb")),
+        Metric("pesq_nb", "PESQ-NB", "", "high", SPEECH, ("pesq",), functools.partial(pesq, band="nb"), costly=True),
+        Metric("stoi", "STOI", "", "high", ALL, ("pystoi",), functools.partial(stoi, extended=False)),
+        Metric("estoi", "ESTOI", "", "high", ALL, ("pystoi",), functools.partial(stoi, extended=True), costly=True),
         Metric(
-            "visqol", "ViSQOL audio", "", "high", ALL, "visqol", functools.partial(visqol, mode="audio"), costly=True
+            "visqol", "ViSQOL audio", "", "high", ALL, ("visqol",), functools.partial(visqol, mode="audio"), costly=True
         ),
         Metric(
             "visqol_speech",
@@ -221,20 +229,30 @@ METRICS = {
             "",
             "high",
             SPEECH,
-            "visqol",
+            ("visqol",),
             functools.partial(visqol, mode="speech"),
             costly=True,
         ),
-        Metric("mel_l1", "log-mel L1", "", "low", ALL, "torch", log_mel),
-        Metric("stft", "multi-res. STFT", "", "low", ALL, "numpy", multi_stft),
-        Metric("lsd", "LSD", "", "low", ALL, "numpy", lsd),
-        Metric("f0", "F0 error", "cents", "low", SPEECH, "librosa", f0_error, costly=True),
-        Metric("voicing", "voicing error", "%", "low", SPEECH, "librosa", voicing_error, costly=True),
-        Metric("wer", "WER", "%", "low", SPEECH, "pocketsphinx", wer, costly=True),
-        Metric("dwer", "dWER", "%", "low", SPEECH, "pocketsphinx", dwer, costly=True),
-        Metric("speaker", "speaker similarity", "", "high", SPEECH, "resemblyzer", speaker),
+        Metric("mel_l1", "log-mel L1", "", "low", ALL, ("torch",), log_mel),
+        Metric("stft", "multi-res. STFT", "", "low", ALL, ("torch", "numpy"), multi_stft),
+        Metric("lsd", "LSD", "", "low", ALL, ("torch", "numpy"), lsd),
+        Metric("f0", "F0 error", "cents", "low", SPEECH, ("librosa",), f0_error, costly=True),
+        Metric("voicing", "voicing error", "%", "low", SPEECH, ("librosa",), voicing_error, costly=True),
+        Metric("wer", "WER", "%", "low", SPEECH, ("pocketsphinx", "jiwer"), wer, costly=True),
+        Metric("dwer", "dWER", "%", "low", SPEECH, ("pocketsphinx", "jiwer"), dwer, costly=True),
+        Metric("speaker", "speaker similarity", "", "high", SPEECH, ("resemblyzer",), speaker),
     )
 }
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _release(module: str) -> str:
+    """Return name and version of the package that a module is of; the name alone where it is not installed."""
+    return "-".join((module, *map(importlib.metadata.version, _distributions().get(module, ())[:1])))
 
 
 def _at(wave: Samples, rate: int) -> Samples:

@@ -43,6 +43,11 @@ CALIBRATION = 8
 
 DELAY = "delay@2"
 """Of records; the number goes up when estimates change."""
+TIMING = (
+    "seconds per second of sound on one thread, of the process that codes and of programs that it starts; the first "
+    "time that a process uses a codec, it codes and decodes one clip before, untimed (cold_timings of a system: clips "
+    "in the cache that were timed without that)"
+)
 RESERVED = {"original", REFERENCE, *ANCHORS}
 """Names of other things than codecs in the gallery and in listening tests."""
 
@@ -190,6 +195,7 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
         machine=machine(),
         settings={
             "rate": SAMPLE_RATE,
+            "timing": TIMING,
             "compensate": plan.compensate,
             "costly_every": plan.costly_every,
             "costly": [name for name in metrics if METRICS[name].costly],
@@ -200,6 +206,7 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
                 **dataclasses.asdict(codec.about()),
                 "delay_samples": delays[codec.name],
                 "fingerprint": prints[codec.name],
+                **_cold([record for clip in plan.clips if (record := entry(codec, clip).read())]),
             }
             for codec in codecs
         },
@@ -252,25 +259,33 @@ def _costs(record: Mapping[str, Any], about: About, seconds: float) -> dict[str,
     found: dict[str, Value] = {}
     if about.measured:
         bits |= {"file": 8 * record["bytes"], "gross": gross_bits(record["net_bits"], seconds, about.block)}
-        found = {name: (spent / seconds, seconds) for name, spent in record["seconds"].items()}
+        found = {name: (spent / seconds, seconds) for name, spent in record.get("seconds", {}).items()}
     return {f"kbps_{name}": (n / seconds / 1000, seconds) for name, n in bits.items() if n is not None} | found
+
+
+def _cold(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    cold = sum("seconds" in record and not record.get("warm") for record in records)
+    return {"cold_timings": cold} if cold else {}
 
 
 def score_key(name: str, delay: int, compensate: bool, clip: Clip | None = None) -> str:
     """Return what a score is found by in its entry."""
-    version = METRICS[name].version if name in METRICS else 1
-    key = f"{name}@{version}/{delay if compensate else 'as it is'}"
+    made_by = METRICS[name].made_by if name in METRICS else "1"
+    key = f"{name}@{made_by}/{delay if compensate else 'as it is'}"
     if name == "wer" and clip is not None:  # what was said is in no other key
         key += f"/{hashlib.sha256((clip.text or '').encode()).hexdigest()[:16]}"
     return key
 
 
-def code(codec: Codec, clip: Clip, entry: Entry) -> str | None:
-    """Code and decode one clip, unless that is done; return what went wrong."""
+def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str | None:
+    """Code and decode one clip, unless that is done; return what went wrong.  Times are as :data:`TIMING` says."""
     if entry.read():
         return None
     try:
-        codec.about()  # loads what must be loaded, so that it is not in the time
+        codec.about()  # loads what must be loaded
+        if timed and (name := codec.fingerprint()) not in _WARM:
+            codec.decode(codec.encode(clip), clip)
+            _WARM.add(name)
         coded, encoding = _timed(lambda: codec.encode(clip))
         wave, decoding = _timed(lambda: codec.decode(coded, clip))
     except Exception as error:  # an adapter is anybody's code: one odd clip does not end a night's run
@@ -279,6 +294,12 @@ def code(codec: Codec, clip: Clip, entry: Entry) -> str | None:
     save(entry.path(".flac"), torch.from_numpy(np.ascontiguousarray(wave)), SAMPLE_RATE)
     if coded.codes is not None:
         np.save(entry.path(".npy"), coded.codes)
+    seconds = {
+        "encode_cpu": encoding[1],
+        "decode_cpu": decoding[1],
+        "encode_wall": encoding[0],
+        "decode_wall": decoding[0],
+    }
     entry.write(
         {
             "codec": codec.name,
@@ -286,18 +307,15 @@ def code(codec: Codec, clip: Clip, entry: Entry) -> str | None:
             "bytes": len(coded.data),
             "net_bits": coded.net_bits,
             "entropy_bits": coded.entropy_bits,
-            "seconds": {
-                "encode_cpu": encoding[1],
-                "decode_cpu": decoding[1],
-                "encode_wall": encoding[0],
-                "decode_wall": decoding[0],
-            },
+            **({"seconds": seconds, "warm": True} if timed else {}),
             "scores": {},
         }
     )
     return None
 
 
+_WARM: set[str] = set()
+"""Fingerprints of what this process has used."""
 T = TypeVar("T", Coded, Wave)
 
 
