@@ -25,15 +25,12 @@ from chrome import opened
 from typer.testing import CliRunner
 
 from benchmarks.page import CHROMIUM, launched
-from semanticodec.audio import resample
 from semanticodec.bench import neural
-from semanticodec.bench.align import loudness
 from semanticodec.bench.clips import Clip, Wave, find
 from semanticodec.bench.codecs import About, Coded, Decodes, Semanticodec, ours
 from semanticodec.bench.commands import Command, classical, configured
 from semanticodec.bench.cost import cost
 from semanticodec.bench.leaderboard import codec_superb, versa, write_leaderboards
-from semanticodec.bench.listening import ANCHORS, Item, analyse, export
 from semanticodec.bench.metrics import METRICS, Sound
 from semanticodec.bench.neural import Hub
 from semanticodec.bench.report import hang, write_report
@@ -564,107 +561,6 @@ def test_costs_are_of_the_codec_alone(audio: Path):
     assert 100 < found.peak_memory_mb < 4000
     assert found.first_block_ms is not None
     assert found.first_block_ms > 395
-
-
-def items(count: int = 2) -> list[Item]:
-    rng = np.random.default_rng(0)
-    return [
-        Item(
-            f"clip{n}",
-            rng.standard_normal(SAMPLE_RATE) * 0.1,
-            {"a": rng.standard_normal(15_000) * 0.3, "b": np.zeros(9)},
-        )
-        for n in range(count)
-    ]
-
-
-def test_listening_tests_are_exported(tmp_path: Path):
-    export(items(), tmp_path / "one", seed=3)
-    export(items(), tmp_path / "two", seed=3)
-    export(items(), tmp_path / "three", seed=4)
-    keys = [json.loads((tmp_path / name / "key.json").read_text()) for name in ("one", "two", "three")]
-    assert keys[0] == keys[1] != keys[2]
-    config = json.loads((tmp_path / "one" / "config.yaml").read_text())
-    trials = [page for page in config["pages"] if page["type"] == "mushra"]
-    assert [page["id"] for page in trials] == ["trial001", "trial002"]
-    assert config["pages"][-1]["questionnaire"][0]["name"] == "listener"
-    for page in trials:
-        meaning = keys[0]["trials"][page["id"]]["stimuli"]
-        assert sorted(meaning.values()) == ["a", "anchor35", "anchor70", "b"]
-        assert page["stimuli"].keys() == meaning.keys()
-        levels = {}
-        for name, path in {"reference": page["reference"], **page["stimuli"]}.items():
-            wave, rate = soundfile.read(tmp_path / Path(path).relative_to("configs"))
-            assert (rate, len(wave)) == (48_000, 48_000)
-            levels[meaning.get(name, name)] = np.sqrt((wave**2).mean())
-            spectrum = np.abs(np.fft.rfft(wave))
-            if (cutoff := ANCHORS.get(meaning.get(name, ""))) is not None:
-                above = spectrum[cutoff + 500 :].max()
-                assert 20 * np.log10(above / spectrum[: cutoff - 500].max()) < -40
-        assert levels["a"] == pytest.approx(levels["reference"], rel=0.1)
-    with pytest.raises(ConfigError, match="12 systems"):
-        export([Item("x", np.ones(9), {str(n): np.ones(9) for n in range(12)})], tmp_path / "four")
-
-
-def test_answers_are_screened_and_averaged(tmp_path: Path):
-    export(items(4), tmp_path, seed=1)
-    key = json.loads((tmp_path / "key.json").read_text())
-    given = {"reference": 100, "a": 70, "b": 30, "anchor70": 50, "anchor35": 20}
-    with (tmp_path / "mushra.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("session_test_id", "listener", "trial_id", "rating_stimulus", "rating_score", "rating_time"))
-        for listener, change in (("ann", 0), ("bob", 4), ("deaf", 0), ("kind", 0)):
-            for trial, facts in key["trials"].items():
-                names = {meaning: name for name, meaning in facts["stimuli"].items()} | {"reference": "reference"}
-                for condition, score in given.items():
-                    value = score - change
-                    if (listener, condition) in (("deaf", "reference"), ("kind", "anchor70")):
-                        value = 60 if listener == "deaf" else 95
-                    writer.writerow(("t", listener, trial, names[condition], value, 1))
-    verdict = analyse(tmp_path / "mushra.csv", tmp_path / "key.json")
-    assert verdict.kept == ["ann", "bob"]
-    assert set(verdict.excluded) == {"deaf", "kind"}
-    assert {name: mean.mean for name, mean in verdict.means.items()} == {n: v - 2 for n, v in given.items()}
-    assert list(verdict.means) == ["reference", "a", "anchor70", "b", "anchor35"]
-    assert {pair.clips for pair in verdict.comparisons} == {8}
-    done = CliRunner().invoke(app, ["bench", "analyse", str(tmp_path / "mushra.csv"), str(tmp_path / "key.json")])
-    assert done.exit_code == 0
-    assert "left out deaf" in done.output
-    (tmp_path / "mushra.csv").write_text("trial_id\n1\n")
-    with pytest.raises(ConfigError, match="needs the columns"):
-        analyse(tmp_path / "mushra.csv", tmp_path / "key.json")
-
-
-def test_a_peak_in_one_stimulus_turns_all_of_its_trial_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    clicks = np.zeros(3 * SAMPLE_RATE)
-    clicks[::4000] = 1.0
-    smeared = np.convolve(clicks, np.hanning(400), "same") * np.random.default_rng(0).standard_normal(len(clicks))
-    export([Item("clicks", clicks, {"a": smeared})], Path())
-    config = json.loads((tmp_path / "config.yaml").read_text())
-    page = next(page for page in config["pages"] if page["type"] == "mushra")
-    meaning = json.loads((tmp_path / "key.json").read_text())["trials"][page["id"]]["stimuli"]
-    levels = {}
-    for name, path in {"reference": page["reference"], **page["stimuli"]}.items():
-        assert path.startswith(f"configs/{tmp_path.name}/stimuli/")
-        wave, _ = soundfile.read(tmp_path / Path(path).relative_to(f"configs/{tmp_path.name}"))
-        assert np.abs(wave).max() <= 0.991
-        levels[meaning.get(name, name)] = loudness(resample(torch.from_numpy(wave), 48_000, SAMPLE_RATE).numpy())
-    assert levels["a"] == pytest.approx(levels["reference"], abs=0.5)
-
-
-def test_people_with_the_same_initials_are_two(tmp_path: Path):
-    export(items(1), tmp_path, seed=1)
-    ((trial, facts),) = json.loads((tmp_path / "key.json").read_text())["trials"].items()
-    names = {meaning: name for name, meaning in facts["stimuli"].items()}
-    with (tmp_path / "mushra.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("session_uuid", "listener", "trial_id", "rating_stimulus", "rating_score"))
-        writer.writerows((who, "AB", trial, names["a"], score) for who, score in (("u1", 80), ("u2", 20)))
-    verdict = analyse(tmp_path / "mushra.csv", tmp_path / "key.json")
-    assert verdict.kept == ["AB u1", "AB u2"]
-    assert verdict.means["a"].mean == 50
-    assert verdict.means["a"].low < 50 < verdict.means["a"].high
 
 
 def test_items_come_from_a_run(ran: tuple[Plan, Results]):

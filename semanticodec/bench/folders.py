@@ -23,6 +23,11 @@ def marked(folder: Path) -> Path:
     return folder
 
 
+def is_ours(folder: Path) -> bool:
+    """Tell whether a folder has the mark."""
+    return (folder / MARK).is_file()
+
+
 def emptied(folder: Path) -> Path:
     """Make a folder anew, without anything that an earlier call put there.
 
@@ -33,12 +38,16 @@ def emptied(folder: Path) -> Path:
         ConfigError: the folder has something in it and was made by somebody else.
     """
     if folder.exists():
-        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARK).is_file()):
+        if not folder.is_dir() or (any(folder.iterdir()) and not is_ours(folder)):
             raise ConfigError(
                 f"{folder} is there and was not made by semanticodec bench, which would have to empty it; "
                 "choose another place, or take it away"
             )
-        shutil.rmtree(folder)
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     return marked(folder)
 
 
@@ -46,6 +55,6 @@ def recordings(folder: Path) -> list[Path]:
     """Return the files of a folder and of those in it, sorted, but for folders with a mark below it."""
     found = []
     for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not Path(path, name, MARK).is_file()]
+        folders[:] = [name for name in folders if not is_ours(Path(path, name))]
         found += [Path(path, name) for name in names]
     return sorted(found)

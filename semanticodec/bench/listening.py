@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..audio import resample, save
 from ..config import SAMPLE_RATE
 from ..errors import ConfigError
 from .align import Samples, align, loudness
+from .folders import emptied, is_ours
 from .statistics import Comparison, Interval, interval, paired
 
 ANCHORS = {"anchor35": 3500, "anchor70": 7000}
@@ -49,20 +51,34 @@ def low_pass(wave: Samples, cutoff: float) -> Samples:
     return result
 
 
-def export(items: Sequence[Item], folder: Path, *, seed: int = 0, title: str = "Audio quality") -> None:
-    """Write stimuli, ``config.yaml`` for webMUSHRA, and ``key.json`` that says which stimulus is what.
+def key_of(folder: Path) -> Path:
+    """Return where the key of an export lies, if nobody says otherwise: beside its folder."""
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name}-key.json")
+
+
+def export(
+    items: Sequence[Item], folder: Path, key: Path | None = None, *, seed: int = 0, title: str = "Audio quality"
+) -> Path:
+    """Write stimuli and ``config.yaml`` for webMUSHRA, and the key that says which stimulus is what.
 
     Trials come in an order drawn from the seed, stimuli have names that tell nothing (webMUSHRA shuffles them for each
-    listener and adds the hidden reference), and everything has one loudness.
+    listener and adds the hidden reference), and everything has one loudness.  The folder is published to listeners, so
+    that the key may not lie in it.  What an earlier export put there goes.
 
     Args:
-        items: trials, of at most 12 s and 10 systems.
+        items: trials, of at most 12 s and 9 systems.
         folder: to be put into webMUSHRA's ``configs/``.
+        key: file to write; beside the folder if not given.
         seed: of the order and of the names.
         title: of the test.
 
+    Returns:
+        the key's path.
+
     Raises:
-        ConfigError: there is nothing, or a trial has more conditions than BS.1534 allows.
+        ConfigError: there is nothing; a trial has more conditions than BS.1534 allows; the folder holds something of
+            somebody else; or listeners could read the key.
     """
     if not items:
         raise ConfigError("a listening test needs recordings")
@@ -72,11 +88,20 @@ def export(items: Sequence[Item], folder: Path, *, seed: int = 0, title: str = "
             f"{crowded.name} has {len(crowded.decodes)} systems; BS.1534 allows 12 signals with reference and anchors, "
             "so choose 9 or fewer"
         )
+    secret = (key or key_of(folder)).resolve()
+    published = [folder.resolve(), *(path for path in folder.resolve().parents if path.name == "configs")]
+    if any(secret.is_relative_to(path) for path in published):
+        raise ConfigError(f"listeners could read the key at {secret}; give it another place (--key)")
+    if secret.exists() and not is_ours(folder):
+        raise ConfigError(
+            f"{secret} is there, and may be needed for another test's answers; give the key another place"
+        )
+    emptied(folder)
     test, draw = folder.resolve().name, random.Random(seed)
     order = draw.sample(list(items), len(items))
     names = draw.sample(range(1000, 10_000), sum(len(i.decodes) + len(ANCHORS) for i in items))
     pages: list[Any] = []
-    key: dict[str, Any] = {"seed": seed, "trials": {}}
+    meanings: dict[str, Any] = {"seed": seed, "trials": {}}
     for number, item in enumerate(order, 1):
         trial = f"trial{number:03d}"
         anchors = {name: low_pass(item.original, cutoff) for name, cutoff in ANCHORS.items()}
@@ -94,7 +119,7 @@ def export(items: Sequence[Item], folder: Path, *, seed: int = 0, title: str = "
             if condition != REFERENCE:
                 stimuli[name] = f"configs/{test}/stimuli/{trial}/{name}.wav"
                 meaning[name] = condition
-        key["trials"][trial] = {"clip": item.name, "stimuli": meaning}
+        meanings["trials"][trial] = {"clip": item.name, "stimuli": meaning}
         pages.append(
             {
                 "type": "mushra",
@@ -106,6 +131,8 @@ def export(items: Sequence[Item], folder: Path, *, seed: int = 0, title: str = "
                 "reference": f"configs/{test}/stimuli/{trial}/{REFERENCE}.wav",
                 "createAnchor35": False,
                 "createAnchor70": False,
+                "randomize": True,
+                "showConditionNames": False,
                 "stimuli": stimuli,
             }
         )
@@ -134,7 +161,9 @@ def export(items: Sequence[Item], folder: Path, *, seed: int = 0, title: str = "
     }
     # JSON is YAML
     (folder / "config.yaml").write_text(json.dumps(config, indent=1) + "\n")
-    (folder / "key.json").write_text(json.dumps(key, indent=1) + "\n")
+    secret.parent.mkdir(parents=True, exist_ok=True)
+    secret.write_text(json.dumps(meanings, indent=1) + "\n")
+    return secret
 
 
 def _prepared(wave: Samples, original: Samples) -> NDArray[np.float32]:
@@ -155,8 +184,8 @@ class Verdict:
     """What listeners said.
 
     Args:
-        means: condition -> mean over clips and listeners, with its interval over listeners (over trials, of one alone).
-        comparisons: pairs of conditions, on (listener, trial).
+        means: condition -> mean over trials and listeners; its interval is over listeners (over trials, of one alone).
+        comparisons: pairs of conditions, on the means of the same listeners (on trials, of one alone).
         kept: listeners whose answers count.
         excluded: listener -> why theirs do not.
     """
@@ -171,62 +200,92 @@ def analyse(answers: Path, key: Path, *, listener: str = "listener") -> Verdict:
     """Read webMUSHRA's ``mushra.csv`` and the key of the export.
 
     Listeners are left out, as BS.1534-3 says, who rate the hidden reference below 90, or the mid anchor above 90, in
-    more than 15 % of their trials.
+    more than 15 % of their trials.  A trial whose mid anchor more than 25 % of the listeners rate above 90 leaves
+    nobody out on that ground: there was little to take away from it.
 
     Args:
         answers: the CSV that webMUSHRA's service wrote.
-        key: ``key.json`` of :func:`export`.
-        listener: column that tells listeners apart.
+        key: that :func:`export` wrote.
+        listener: column that tells listeners apart; who sends a second set of answers under one name is another.
 
     Raises:
-        ConfigError: a column is missing, or a trial or stimulus is not in the key.
+        ConfigError: a column is missing, a score is none, or a trial or stimulus is not in the key.
     """
-    trials = json.loads(key.read_text())["trials"]
-    with answers.open(newline="") as file:
+    ratings = _read(answers, key, listener)
+    excluded = _screened(ratings)
+    kept = {who: theirs for who, theirs in ratings.items() if who not in excluded}
+    scores: dict[str, dict[str, list[float]]] = {}
+    for who, theirs in kept.items():
+        for trial, given in theirs.items():
+            for condition, score in given.items():
+                # A listener's own scores are not independent of each other, so that the listener is what counts.
+                scores.setdefault(condition, {}).setdefault(who if len(kept) > 1 else trial, []).append(score)
+    own = {condition: {who: sum(s) / len(s) for who, s in found.items()} for condition, found in scores.items()}
+    means = {
+        condition: mean
+        for condition, found in own.items()
+        if (mean := interval([(value, float(len(scores[condition][who]))) for who, value in found.items()]))
+    }
+    means = dict(sorted(means.items(), key=lambda pair: -pair[1].mean))
+    return Verdict(means, paired({condition: own[condition] for condition in means}), list(kept), excluded)
+
+
+Ratings = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Listener -> trial -> condition -> score."""
+
+
+def _read(answers: Path, key: Path, listener: str) -> Ratings:
+    """Read answers and put conditions in place of the names of stimuli."""
+    try:
+        trials = {trial: facts["stimuli"] for trial, facts in json.loads(key.read_text())["trials"].items()}
+    except (ValueError, TypeError, LookupError) as error:
+        raise ConfigError(f"{key} is no key of `semanticodec bench listen`: {error}") from error
+    with answers.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     needed = {listener, "trial_id", "rating_stimulus", "rating_score"}
     if not rows or not needed <= rows[0].keys():
-        raise ConfigError(f"{answers} needs the columns {', '.join(sorted(needed))}; pass the listener's as listener")
+        raise ConfigError(
+            f"{answers} needs the columns {', '.join(sorted(needed))}; say with --listener if listeners are in another"
+        )
     ratings: dict[str, dict[str, dict[str, float]]] = {}
-    for row in rows:
+    sittings: dict[str, int] = {}
+    for number, row in enumerate(rows, 2):
         trial, stimulus = row["trial_id"], row["rating_stimulus"]
-        meaning = trials.get(trial, {}).get("stimuli", {})
-        if stimulus != REFERENCE and stimulus not in meaning:
-            raise ConfigError(f"{answers}: {stimulus} of {trial} is not in {key}")
-        condition = REFERENCE if stimulus == REFERENCE else meaning[stimulus]
-        # Two people may have the same initials, and nobody has to give any.
-        who = " ".join(filter(None, (row[listener], row.get("session_uuid"))))
-        ratings.setdefault(who, {}).setdefault(trial, {})[condition] = float(row["rating_score"])
-
-    excluded = _screened(ratings)
-    scores: dict[str, dict[str, float]] = {}
-    for who, theirs in ratings.items():
-        if who not in excluded:
-            for trial, given in theirs.items():
-                for condition, score in given.items():
-                    scores.setdefault(condition, {})[f"{who}/{trial}"] = score
-    means = {c: mean for c, found in scores.items() if (mean := interval(_by_listener(found)))}
-    means = dict(sorted(means.items(), key=lambda pair: -pair[1].mean))
-    kept = [who for who in ratings if who not in excluded]
-    return Verdict(means, paired({condition: scores[condition] for condition in means}), kept, excluded)
+        if trial not in trials or stimulus not in (REFERENCE, *trials[trial]):
+            raise ConfigError(f"{answers}, row {number}: {stimulus} of {trial} is not in {key}")
+        condition = REFERENCE if stimulus == REFERENCE else trials[trial][stimulus]
+        try:
+            score = float(row["rating_score"])
+        except (TypeError, ValueError):
+            score = math.nan
+        if not 0 <= score <= 100:
+            raise ConfigError(f"{answers}, row {number}: the score is {row['rating_score']!r}; wanted is 0 to 100")
+        # Two people may have the same initials, and older versions tell sittings apart by nothing else.
+        name = " ".join(filter(None, (row[listener], row.get("session_uuid"))))
+        sitting = sittings.setdefault(name, 1)
+        if condition in ratings.get(_sitting(name, sitting), {}).get(trial, {}):
+            sittings[name] = sitting = sitting + 1
+        ratings.setdefault(_sitting(name, sitting), {}).setdefault(trial, {})[condition] = score
+    return ratings
 
 
-def _by_listener(scores: Mapping[str, float]) -> list[tuple[float, float]]:
-    """Return each listener's mean and number of scores: their own scores are no independent ones."""
-    own: dict[str, list[float]] = {}
-    for name, score in scores.items():
-        own.setdefault(name.rpartition("/")[0], []).append(score)
-    if len(own) == 1:
-        return [(score, 1.0) for score in scores.values()]
-    return [(sum(found) / len(found), float(len(found))) for found in own.values()]
+def _sitting(name: str, number: int) -> str:
+    return name if number == 1 else f"{name} ({number})"
 
 
-def _screened(ratings: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, str]:
+def _screened(ratings: Ratings) -> dict[str, str]:
     """Return listener -> why their answers do not count."""
+
+    def loud(scores: Mapping[str, float]) -> bool:
+        return scores.get("anchor70", 0) > 90
+
+    trials = {trial for theirs in ratings.values() for trial in theirs}
+    heard = {trial: [loud(theirs[trial]) for theirs in ratings.values() if trial in theirs] for trial in trials}
+    telling = {trial for trial, found in heard.items() if sum(found) <= 0.25 * len(found)}
     excluded = {}
     for who, theirs in ratings.items():
         low = sum(scores.get(REFERENCE, 100) < 90 for scores in theirs.values()) / len(theirs)
-        high = sum(scores.get("anchor70", 0) > 90 for scores in theirs.values()) / len(theirs)
+        high = sum(loud(scores) for trial, scores in theirs.items() if trial in telling) / len(theirs)
         if low > 0.15:
             excluded[who] = f"rated the hidden reference below 90 in {low:.0%} of the trials"
         elif high > 0.15:

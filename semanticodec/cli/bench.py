@@ -173,10 +173,19 @@ def listen(
     audio: Audio,
     systems: Annotated[str, typer.Option(help="Up to 9 systems, with commas between.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for webMUSHRA's configs/.")] = Path("mushra"),
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that says which stimulus is which, where no listener can read it.  [default: OUT-key.json]"
+        ),
+    ] = None,
     each: Annotated[int, typer.Option(min=1, help="Recordings of each kind.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the order of trials and the names of stimuli.")] = 0,
 ) -> None:
-    """Export a listening test: webMUSHRA's configuration with hidden reference and anchors of 3.5 and 7 kHz."""
+    """Export a listening test: webMUSHRA's configuration with hidden reference and anchors of 3.5 and 7 kHz.
+
+    OUT goes into webMUSHRA's configs/; what an earlier export put there is replaced.
+    """
     with user_errors():
         _need_extra()
         from ..bench.clips import find
@@ -186,14 +195,20 @@ def listen(
 
         results = read_results(folder)
         items = listening_items(results, find(audio), folder / "cache", systems.split(","), each, seed)
-        export(items, out, seed=seed)
-        typer.echo(f"{out / 'config.yaml'}: {len(items)} trials; put the folder into webMUSHRA's configs/")
+        secret = export(items, out, key, seed=seed)
+        name = out.resolve().name
+        typer.echo(
+            f"{out}: {len(items)} trials; put this folder into webMUSHRA's configs/, open ?config={name}/config.yaml"
+        )
+        typer.echo(
+            f"{secret}: which stimulus is which; keep it to yourself, for: semanticodec bench analyse mushra.csv KEY"
+        )
 
 
 @app.command()
 def analyse(
     answers: Annotated[Path, typer.Argument(help="webMUSHRA's mushra.csv.")],
-    key: Annotated[Path, typer.Argument(help="key.json of the export.")],
+    key: Annotated[Path, typer.Argument(help="The key that `bench listen` wrote.")],
     listener: Annotated[str, typer.Option(help="Column that tells listeners apart.")] = "listener",
     form: Annotated[Literal["text", "json"], typer.Option(help="Of the output.")] = "text",
 ) -> None:
@@ -211,9 +226,12 @@ def analyse(
             return
         for who, why in verdict.excluded.items():
             typer.echo(f"left out {who}: {why}")
-        typer.echo(f"{len(verdict.kept)} listeners")
+        alone = len(verdict.kept) == 1
+        typer.echo(
+            f"{len(verdict.kept)} listener{'' if alone else 's'}; 95 % intervals over {'trials' if alone else 'them'}"
+        )
         for condition, mean in verdict.means.items():
-            typer.echo(f"{condition:<24}{mean.mean:6.1f} [{mean.low:.1f}, {mean.high:.1f}], {mean.clips} ratings")
+            typer.echo(f"{condition:<24}{mean.mean:6.1f} [{mean.low:.1f}, {mean.high:.1f}], n = {mean.clips}")
         for pair in verdict.comparisons:
             typer.echo(f"{pair.first} - {pair.second}: {pair.difference:+.1f}, p (Holm) = {pair.verdict}")
 
