@@ -4,7 +4,8 @@
 
 ``throughput`` wants a quiet machine; ``memory`` and ``long`` replace filter bank and networks by zeros, as
 they measure what the pipeline keeps, and say so in their results.  ``kills`` forks one process that does everything, so
-that most kills lie in its commits; ``command-kills`` kills the whole command, its workers with it.
+that most kills lie in its commits; ``command-kills`` kills the whole command, its workers with it, and ``ray-kills``
+workers and nodes of a Ray cluster.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from .hostile import hostile_corpus
 from .measure import ROOT, machine
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("throughput", "overhead", "memory", "long", "tiny", "kills", "command-kills", "corrupt")
+PARTS = ("throughput", "overhead", "memory", "long", "tiny", "kills", "command-kills", "ray-kills", "corrupt")
 AUDIO = ROOT.parent / "shared" / "audio" / "dev"
 RATE = 16_000
 
@@ -386,6 +387,12 @@ def corrupt(model: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def _ray_kills(model: str, points: int, losses: int, folder: Path) -> dict[str, Any]:
+    from .corpus_ray import ray_kills  # Ray takes seconds to import
+
+    return ray_kills(model, points, losses, folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure what is asked for, print, and with ``--write`` keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -395,7 +402,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hours", type=float, default=100, help="sound for memory")
     parser.add_argument("--long-hours", type=float, default=10)
     parser.add_argument("--files", type=int, default=10_000, help="for tiny")
-    parser.add_argument("--points", type=int, default=50, help="for kills and command-kills")
+    parser.add_argument("--points", type=int, default=50, help="for kills, command-kills and the workers of ray-kills")
+    parser.add_argument("--losses", type=int, default=5, help="nodes of ray-kills")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}/ as JSON")
     options = parser.parse_args(arguments)
@@ -407,6 +415,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "tiny": lambda folder: tiny(options.model, options.files, options.workers, folder),
         "kills": lambda folder: kills(options.model, options.points, folder),
         "command-kills": lambda folder: command_kills(options.model, options.points, folder),
+        "ray-kills": lambda folder: _ray_kills(options.model, options.points, options.losses, folder),
         "corrupt": lambda folder: corrupt(options.model, folder),
     }
     for part in options.parts:

@@ -17,9 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
-import poison
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,6 +26,7 @@ import tiny
 import torch
 from typer.testing import CliRunner
 
+from benchmarks import poison
 from benchmarks.hostile import damaged, hostile_corpus, sound, wav
 from semanticodec.audio import fbank_windows
 from semanticodec.cli import app
@@ -681,14 +680,9 @@ def test_options_that_make_no_sense():
 
 
 @pytest.fixture
-def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let poison:// be known here and in the workers."""
-    folder = poison.install(tmp_path / "plugin")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.syspath_prepend(folder)
-    fsspec.register_implementation("poison", "poisonfs.Poison", clobber=True)
-    yield
-    sys.modules.pop("poisonfs", None)
+def poisoned(tmp_path: Path) -> Iterator[None]:
+    with poison.known(tmp_path / "plugin"):
+        yield
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -721,14 +715,17 @@ def test_the_command_line(clips: Path, tmp_path: Path):
     assert done.exit_code == 1, done.output
     assert "7 rows" in done.output
     assert "1 inputs failed" in done.output
+    assert "--retry-failures tries them again" in " ".join(done.output.split())
     assert "--resume" in runner.invoke(app, command).output
+    retried = runner.invoke(app, [*command, "--retry-failures"])
+    assert (retried.exit_code, retried.output) == (1, done.output)
     again = runner.invoke(app, ["tokenize", "verify", str(out), "--sample", "2"])
     assert again.exit_code == 0, again.output
     assert "7 rows checked, 0 faults" in again.output
     assert "100.0000% of the semantic" in again.output
     assert runner.invoke(app, ["tokenize", str(clips)]).exit_code == 2
-    wrong = runner.invoke(app, ["tokenize", str(clips), "-o", str(out), "--resume", "--overwrite"])
-    assert wrong.exit_code == 2
+    for other in ("--resume", "--retry-failures"):
+        assert runner.invoke(app, ["tokenize", str(clips), "-o", str(out), other, "--overwrite"]).exit_code == 2
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import fsspec
 import numpy as np
-import poison
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -17,37 +14,20 @@ import soundfile
 from semanticodec.corpus import CorpusOptions, Progress, inputs, tokenize_corpus
 from semanticodec.corpus.worker import Tokeniser
 
+if TYPE_CHECKING:
+    from benchmarks.corpus_ray import Nodes
+
 # Ray warns of what it deprecates in itself, and leaves sockets to the garbage collector.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 OPTIONS = CorpusOptions(model="mini-25", engine="ray", shard_mb=0.01)
 
 
-class Nodes:
-    """A cluster of two nodes on this machine."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        arguments = {"num_cpus": 2, "object_store_memory": 200 << 20}
-        self.cluster = Cluster(initialize_head=True, head_node_args=arguments)
-        self.second = self.cluster.add_node(**arguments)
-        self.cluster.wait_for_nodes()
-
-
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    ray = pytest.importorskip("ray")
-    folder = poison.install(tmp_path_factory.mktemp("ray") / "plugin")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])]))
-        patch.syspath_prepend(folder)
-        fsspec.register_implementation("poison", "poisonfs.Poison", clobber=True)
-        nodes = Nodes()
-        ray.init(address=nodes.cluster.address, log_to_driver=False)
+    corpus_ray = pytest.importorskip("benchmarks.corpus_ray", exc_type=ModuleNotFoundError)
+    with corpus_ray.cluster(tmp_path_factory.mktemp("ray") / "plugin", 2) as nodes:
         yield nodes
-        ray.shutdown()
-        nodes.cluster.shutdown()
 
 
 @pytest.fixture
@@ -60,19 +40,6 @@ def clips(tmp_path: Path) -> Path:
         soundfile.write(folder / f"{index:02d}.wav", wave, 16_000)
     (folder / "empty.wav").touch()
     return folder
-
-
-def kill(name: str) -> bool:
-    """Kill one of Ray's processes on this machine whose title contains ``name``."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (process / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if title.startswith("ray::") and name in title:
-            os.kill(int(process.name), signal.SIGKILL)
-            return True
-    return False
 
 
 def check(clips: Path, tmp_path: Path, disturb: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +69,8 @@ def test_poison(nodes: Nodes, clips: Path, tmp_path: Path, monkeypatch: pytest.M
     check(clips, tmp_path, lambda: True, monkeypatch)
 
 
-@pytest.mark.usefixtures("nodes")
-def test_a_killed_encoder(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    check(clips, tmp_path, lambda: kill("Encoder"), monkeypatch)
+def test_a_killed_encoder(nodes: Nodes, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    check(clips, tmp_path, lambda: bool(nodes.kill("Encoder")), monkeypatch)
 
 
 @pytest.mark.usefixtures("nodes")
@@ -127,7 +93,7 @@ def test_a_driver_that_ends_in_mid_run_goes_on(clips: Path, tmp_path: Path, monk
 
 def test_a_lost_node(nodes: Nodes, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def lose() -> bool:
-        nodes.cluster.remove_node(nodes.second, allow_graceful=False)
+        nodes.lose()
         return len(nodes.cluster.list_all_nodes()) == 1
 
     check(clips, tmp_path, lose, monkeypatch)

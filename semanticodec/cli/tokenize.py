@@ -69,6 +69,9 @@ def tokenize(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the corpus that is there.")] = False,
+    retry_failures: Annotated[
+        bool, typer.Option("--retry-failures", help="Try again what failed, in a corpus that is finished.")
+    ] = False,
     keep_features: Annotated[bool, typer.Option("--keep-features", help="Keep the continuous features too.")] = False,
     split_stereo: Annotated[
         bool, typer.Option("--split-stereo/--downmix", help="A row per channel, or of their average.")
@@ -89,8 +92,8 @@ def tokenize(
             return
         if output is None:
             raise typer.BadParameter("name a folder for the shards", param_hint="--output")
-        if resume and overwrite:
-            raise typer.BadParameter("--resume and --overwrite exclude each other")
+        if overwrite and (resume or retry_failures):
+            raise typer.BadParameter("--overwrite excludes --resume and --retry-failures")
         options = corpus.CorpusOptions(
             model=model or DEFAULT_PRESET,
             preset=preset,
@@ -110,7 +113,13 @@ def tokenize(
         with _Bar() as bar:
             try:
                 statistics = corpus.tokenize_corpus(
-                    inputs, output, options=options, resume=resume, overwrite=overwrite, progress=bar.show
+                    inputs,
+                    output,
+                    options=options,
+                    resume=resume,
+                    overwrite=overwrite,
+                    retry_failures=retry_failures,
+                    progress=bar.show,
                 )
             except KeyboardInterrupt:
                 complain("tokenize", f"stopped; what is done is kept: --resume goes on ({output})")
@@ -119,7 +128,8 @@ def tokenize(
         if options.kind != "cpu" or dtype is not Precision.float32:
             typer.echo(str(corpus.verify_corpus(output, sample=sample, model=model, preset=preset)))
         if statistics["failures"]:
-            complain("tokenize", f"{statistics['failures']} inputs failed; {output / 'failures.parquet'} says why")
+            told = f"{statistics['failures']} inputs failed; {output / 'failures.parquet'} says why"
+            complain("tokenize", f"{told}, --retry-failures tries them again")
             raise typer.Exit(1)
 
 

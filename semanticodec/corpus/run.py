@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ..devices import usable_device
 from ..errors import ConfigError, SemantiCodecError
-from . import card, local
+from . import card, local, retry
 from .inputs import find_items
 from .options import CorpusOptions
 from .plan import Plan
@@ -26,6 +26,7 @@ from .shards import (
     CARD,
     DATA,
     FAILURES,
+    INSTEAD,
     LOCK,
     MANIFEST,
     NEXT_PLAN,
@@ -78,6 +79,7 @@ def tokenize_corpus(
     options: CorpusOptions | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    retry_failures: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
     """Turn a corpus of sound into shards of codes.
@@ -88,6 +90,8 @@ def tokenize_corpus(
         options: how; None takes mini on every core.
         resume: go on with what an earlier run left in ``output``; harmless if there is none.
         overwrite: delete the corpus in ``output`` first.
+        retry_failures: as ``resume``, and of a corpus that is finished try again what failed, and nothing else; it ends
+            as if that had not failed at first.
         progress: is told how far the run is.
 
     Returns:
@@ -95,7 +99,8 @@ def tokenize_corpus(
 
     Raises:
         ConfigError: inputs or options make no sense, or ``output`` holds a corpus and neither ``resume`` nor
-            ``overwrite`` is given, or one of other options, or another run is writing to it.
+            ``overwrite`` is given, or one of other options, or another run is writing to it, or the inputs are no
+            longer those of the corpus whose failures are to be tried again.
         CheckpointError: weights are missing or damaged.
         SemantiCodecError: the engine ended without having done everything; ``resume`` goes on.
     """
@@ -111,17 +116,21 @@ def tokenize_corpus(
             usable_device(device)
     manifest = card.manifest(options, names)
     with _locked(folder):
-        if _prepare(folder, manifest, resume=resume, overwrite=overwrite):
+        folder.make_way()
+        if _prepare(folder, manifest, resume=resume or retry_failures, overwrite=overwrite):
             _begin(folder, names, options, manifest)
+        elif retry_failures and folder.complete:
+            _reopen(folder, names, options, manifest)
         if folder.complete:
             return dict(json.loads((folder.folder / STATISTICS).read_text()))
         plan = Plan(folder.work / PLAN)
         committer = Committer(folder, len(plan), options.form, int(options.shard_mb * 1e6))
         watch = _Watch(plan, committer, progress)
         committer.advance()
-        for finished in _engine(options, plan, committer.missing()):
-            committer.add(finished)
-            watch.tell(finished)
+        for finished in _engine(folder, options, plan, committer.missing()):
+            whole = retry.complete(folder, finished, plan[finished.chunk])
+            committer.add(whole)
+            watch.tell(whole, finished.seconds)
         if not committer.complete:
             left = sum(1 for _ in committer.missing())
             raise SemantiCodecError(f"the engine ended with {left} chunks still to do; --resume goes on with them")
@@ -130,6 +139,8 @@ def tokenize_corpus(
 
 def _prepare(folder: Output, manifest: dict[str, Any], *, resume: bool, overwrite: bool) -> bool:
     """Make sure that the folder is for this run; return whether it begins."""
+    if overwrite and resume:
+        raise ConfigError("what is deleted cannot be gone on with; choose one of overwrite, resume and retry_failures")
     if folder.started and overwrite:
         return True
     stated = folder.folder / MANIFEST if folder.complete else folder.work / RUN
@@ -181,16 +192,38 @@ def _begin(folder: Output, names: list[str], options: CorpusOptions, manifest: d
     What an earlier run has left goes when the list is there: inputs that do not exist cost no corpus, and leave nothing
     that a later run would have to go on with.
     """
-    limit = int(options.seconds * CHUNK_BATCHES * BYTES_PER_SECOND)
-    Plan.write(folder.work / NEXT_PLAN, find_items(names), CHUNK_ITEMS, limit)
+    _list(folder.work / NEXT_PLAN, names, options)
     if folder.started:
         folder.clear()
     (folder.work / NEXT_PLAN).replace(folder.work / PLAN)
     write_json(folder.work / RUN, manifest)
 
 
-def _engine(options: CorpusOptions, plan: Plan, missing: Iterator[int]) -> Iterator[Finished]:
-    chunks: Iterator[tuple[int, list[Item]]] = ((chunk, plan[chunk]) for chunk in missing)
+def _list(path: Path, names: list[str], options: CorpusOptions) -> None:
+    Plan.write(path, find_items(names), CHUNK_ITEMS, int(options.seconds * CHUNK_BATCHES * BYTES_PER_SECOND))
+
+
+def _reopen(folder: Output, names: list[str], options: CorpusOptions, manifest: dict[str, Any]) -> None:
+    """Turn a finished corpus with failures into one that can be gone on with, as if it had been killed before them."""
+    if not sum(marker.failures for marker in folder.markers()):
+        return
+    if options.keep_features:
+        raise ConfigError(
+            f"{folder.folder} holds features, and shards are taken apart without them; tokenise what "
+            f"{FAILURES} lists into another folder"
+        )
+    for path in folder.work.iterdir():  # of an earlier try that did not get as far as to take the corpus's place
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _list(folder.work / PLAN, names, options)
+    retry.take_apart(folder, options.form)
+    write_json(folder.work / RUN, manifest)
+    write_atomic(folder.work / INSTEAD, b"")
+    folder.make_way()
+
+
+def _engine(folder: Output, options: CorpusOptions, plan: Plan, missing: Iterator[int]) -> Iterator[Finished]:
+    chunks: Iterator[tuple[int, list[Item]]] = ((chunk, retry.missing(folder, chunk, plan[chunk])) for chunk in missing)
     if options.engine == "local":
         return local.run(chunks, options.works())
     from . import cluster  # Ray takes seconds to import
@@ -220,10 +253,10 @@ class _Watch:
         self._seconds += finished.seconds
         self._failures += len(finished.failures)
 
-    def tell(self, finished: Finished) -> None:
-        """Count a chunk of this run."""
+    def tell(self, finished: Finished, new: float) -> None:
+        """Count a chunk of this run, of which so many seconds are new."""
         self._count(finished)
-        self._new += finished.seconds
+        self._new += new
         self._report()
 
     def _report(self) -> None:

@@ -37,6 +37,8 @@ MANIFEST, STATISTICS, CARD, FAILURES = "manifest.json", "statistics.json", "READ
 DATA, DONE, WORK = "data", "done", "_work"
 RUN, LOCK = "run.json", "lock"
 PLAN, NEXT_PLAN = "plan.parquet", "next.parquet"
+INSTEAD = "instead"
+"""Says that what is in ``_work`` is to take the place of the finished corpus beside it."""
 
 
 @dataclass(frozen=True)
@@ -157,21 +159,39 @@ class Output:
         """Return where the part of a chunk lies."""
         return self.parts / f"{chunk:09d}.arrow"
 
-    def save_part(self, finished: Finished) -> None:
-        """Commit a chunk."""
-        about = {b"failures": json.dumps(finished.failures).encode(), b"seconds": repr(finished.seconds).encode()}
-        table = finished.rows.replace_schema_metadata(about)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-            writer.write_table(table)
-        write_atomic(self.part(finished.chunk), sink.getvalue())
+    def remains(self, chunk: int) -> Path:
+        """Return where the rows of a chunk lie of which some inputs are to be tried again."""
+        return self.work / "remains" / f"{chunk:09d}.arrow"
 
-    def load_part(self, chunk: int) -> Finished:
-        """Read a committed chunk."""
-        table = pa.ipc.open_file(self.part(chunk).read_bytes()).read_all()
-        about = table.schema.metadata
-        rows = table.replace_schema_metadata(None)
-        return Finished(chunk, rows, json.loads(about[b"failures"]), float(about[b"seconds"]))
+    def make_way(self) -> None:
+        """Delete the finished corpus if another is to take its place, which an earlier process may not have ended."""
+        if not (self.work / INSTEAD).exists():
+            return
+        for name in (MANIFEST, STATISTICS, CARD, FAILURES):
+            (self.folder / name).unlink(missing_ok=True)
+        for name in (DATA, DONE):
+            if (self.folder / name).exists():
+                shutil.rmtree(self.folder / name)
+        _sync(self.folder)
+        (self.work / INSTEAD).unlink()
+
+
+def save_part(path: Path, finished: Finished) -> None:
+    """Write a chunk, atomically."""
+    about = {b"failures": json.dumps(finished.failures).encode(), b"seconds": repr(finished.seconds).encode()}
+    table = finished.rows.replace_schema_metadata(about)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    write_atomic(path, sink.getvalue())
+
+
+def load_part(path: Path) -> Finished:
+    """Read what :func:`save_part` has written."""
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    about = table.schema.metadata
+    rows = table.replace_schema_metadata(None)
+    return Finished(int(path.stem), rows, json.loads(about[b"failures"]), float(about[b"seconds"]))
 
 
 class Committer:
@@ -187,7 +207,7 @@ class Committer:
             if int(path.stem) < self._first:  # killed between the marker and the deletion
                 path.unlink()
             else:
-                self._done[int(path.stem)] = _weight(output.load_part(int(path.stem)))
+                self._done[int(path.stem)] = _weight(load_part(path))
         self._next = self._first
         self._bytes = 0
 
@@ -204,13 +224,13 @@ class Committer:
     def known(self) -> Iterator[Finished]:
         """Read the parts that an earlier run left."""
         for chunk in sorted(self._done):
-            yield self._output.load_part(chunk)
+            yield load_part(self._output.part(chunk))
 
     def add(self, finished: Finished) -> None:
         """Commit a chunk, and the shards that it completes."""
         if finished.chunk in self._done or finished.chunk < self._first:
             return
-        self._output.save_part(finished)
+        save_part(self._output.part(finished.chunk), finished)
         self._done[finished.chunk] = _weight(finished)
         self.advance()
 
@@ -259,7 +279,7 @@ class Committer:
         """Join parts until they have the size of a row group."""
         some: list[Finished] = []
         for chunk in range(first, stop):
-            some.append(self._output.load_part(chunk))
+            some.append(load_part(self._output.part(chunk)))
             if chunk == stop - 1 or sum(map(_weight, some)) >= GROUP_BYTES:
                 yield pa.concat_tables([part.rows for part in some]).combine_chunks(), some
                 some = []

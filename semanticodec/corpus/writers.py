@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config import SAMPLE_RATE
+from .manifests import metadata
 from .records import SCHEMA
 
 ROWS_AT_ONCE = 256
@@ -204,8 +205,7 @@ def _rows(table: pa.Table) -> Iterator[tuple[np.ndarray, dict[str, Any], np.ndar
 
 def _row(codes: np.ndarray, facts: dict[str, Any]) -> dict[str, Any]:
     """Undo what :func:`_rows` did to a row."""
-    metadata = None if facts["metadata"] is None else json.dumps(facts["metadata"], ensure_ascii=False)
-    return facts | {"metadata": metadata, "semantic": codes[0], "acoustic": codes[1]}
+    return facts | {"metadata": metadata(facts["metadata"] or {}), "semantic": codes[0], "acoustic": codes[1]}
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[pa.RecordBatch]:

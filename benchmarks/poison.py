@@ -3,9 +3,14 @@
 What makes a decoder crash differs from one libsndfile to the next; SIGKILL does not.
 """
 
-from __future__ import annotations
-
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
+
+import fsspec
 
 SOURCE = """
 import os, signal
@@ -28,11 +33,22 @@ class Poison(LocalFileSystem):
 """
 
 
-def install(folder: Path) -> str:
-    """Write the plugin; processes that have the folder on their PYTHONPATH know ``poison://``."""
+@contextlib.contextmanager
+def known(folder: Path) -> Iterator[None]:
+    """Let ``poison://`` be known here, and in the processes that are started meanwhile.
+
+    Args:
+        folder: new, for the plugin.
+    """
     about = folder / "poisonfs-1.dist-info"
     about.mkdir(parents=True)
     (folder / "poisonfs.py").write_text(SOURCE)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: poisonfs\nVersion: 1\n")
     (about / "entry_points.txt").write_text("[fsspec.specs]\npoison = poisonfs:Poison\n")
-    return str(folder)
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with mock.patch.dict(os.environ, PYTHONPATH=path), mock.patch.object(sys, "path", [str(folder), *sys.path]):
+        fsspec.register_implementation("poison", "poisonfs.Poison", clobber=True)
+        try:
+            yield
+        finally:
+            sys.modules.pop("poisonfs", None)
