@@ -368,14 +368,24 @@ def test_the_report_works_in_a_browser(ran: tuple[Plan, Results], tmp_path: Path
 
 def test_leaderboards_get_their_forms(ran: tuple[Plan, Results], tmp_path: Path):
     _, results = ran
+    coded = {**results.systems["bad"], "tokens_per_second": 100.0, "codebook_use": ["1 % of 9", "2 % of 9"]}
+    values = {**results.values["bad"], "wer": {"c0": [40.0, 5.0]}, "speaker": {"c0": [0.9, 1.0]}}
+    results = replace(results, systems={**results.systems, "bad": coded}, values={**results.values, "bad": values})
     both = codec_superb(results, "bad")
     assert set(both["results"]["bad"]) == {"Speech", "Music", "overall"}
-    assert both["results"]["bad"]["Speech"].keys() == {"mel", "stft", "stoi"}
+    assert both["results"]["bad"]["Speech"].keys() == {"stoi"}  # its mel and stft are other measures than ours
     assert both["row"]["bad"]["bps"] == pytest.approx(0.64)
-    assert {"speech_mel", "overall_stoi"} <= both["row"]["bad"].keys()
+    assert both["row"]["bad"]["tps"] == 50  # frames, of two codes each
+    assert both["row"]["bad"].keys() == {"bps", "tps", "speech_stoi", "music_stoi", "overall_stoi"}
+    assert "tps" not in codec_superb(results, "copy")["row"]["copy"]
     records = versa(results, "bad")
     assert [record["key"] for record in records] == [f"c{n}" for n in range(8)]
     assert all(isinstance(value, float) for record in records for name, value in record.items() if name != "key")
+    assert (records[0]["wer"], records[0]["spk_similarity"]) == (0.4, 0.9)
+    # What VERSA takes for better when less, by the name alone.
+    less = {name for name in records[0] if any(part in name for part in ("wer", "error", "distance"))}
+    assert less == {"wer", "log_mel_distance", "multi_stft_distance", "log_spectral_distance"}
+    assert records[0].keys() - less == {"key", "stoi", "spk_similarity"}
     written = write_leaderboards(results, tmp_path)
     assert len(written) == 12
     assert json.loads((tmp_path / "versa" / "bad.jsonl").read_text().splitlines()[0]) == records[0]

@@ -9,49 +9,57 @@ from typing import Any
 from .results import Results
 
 SUPERB_KINDS = {"speech": "Speech", "sound": "Audio", "music": "Music"}
-SUPERB = {"mel": "mel_l1", "stft": "stft", "pesq": "pesq_wb", "pesq-wb": "pesq_wb", "stoi": "stoi"}
-"""Codec-SUPERB's name -> the metric here.  Its own mel and STFT distances are over other resolutions, so that the two
-columns rank systems of this file among themselves, not among its leaderboard's."""
+SUPERB = {"pesq": "pesq_wb", "pesq-wb": "pesq_wb", "stoi": "stoi"}
+"""Codec-SUPERB's name -> the metric here.  Its mel and STFT distances are over other bands and resolutions, its f0corr
+is a correlation: nothing here is called so, since it would be ranked among what it cannot be compared with."""
 VERSA = {
     "pesq": "pesq_wb",
     "stoi": "stoi",
+    "estoi": "estoi",
     "visqol": "visqol",
-    "f0_error_cents": "f0",
     "wer": "wer",
     "spk_similarity": "speaker",
-    "mel_l1": "mel_l1",
-    "multi_stft": "stft",
-    "lsd": "lsd",
+    "f0_error_cents": "f0",
+    "log_mel_distance": "mel_l1",
+    "multi_stft_distance": "stft",
+    "log_spectral_distance": "lsd",
 }
+"""VERSA's name -> the metric here.  The last four are not VERSA's own; it takes a name with "error" or "distance" in it
+for one of which less is better."""
+PERCENT = {"wer"}
+"""VERSA counts these as shares of 1."""
 
 
 def codec_superb(results: Results, system: str) -> dict[str, Any]:
     """Return one system in the form of Codec-SUPERB's result files and of its web page's rows.
 
-    Source: voidful/Codec-SUPERB, ``results/codec-superb-tiny/*.json`` (system -> kind -> metric) and
-    ``web/src/results/data.js`` (bps in kbit/s, tps, ``speech_pesq`` ...).
+    Source: voidful/Codec-SUPERB, ``results/codec-superb-tiny/*.json`` (system -> kind -> metric),
+    ``scripts/update_leaderboard.py`` and ``web/src/results/data.js`` (bps in kbit/s, tps, ``speech_pesq`` ...).
     """
     scores: dict[str, dict[str, float]] = {}
     for kind, name in [*SUPERB_KINDS.items(), (None, "overall")]:
         found = {theirs: results.mean(system, ours, kind) for theirs, ours in SUPERB.items()}
         if any(found.values()):
             scores[name] = {theirs: value.mean for theirs, value in found.items() if value}
-    kbps = results.mean(system, "kbps_net")
-    row: dict[str, Any] = {"bps": kbps and round(kbps.mean, 3), "tps": results.systems[system].get("tokens_per_second")}
+    kbps, facts = results.mean(system, "kbps_net"), results.systems[system]
+    row: dict[str, Any] = {"bps": kbps and round(kbps.mean, 3)}
+    if facts.get("tokens_per_second"):  # its tokens are frames, whatever each of them is made of
+        row["tps"] = round(facts["tokens_per_second"] / len(facts["codebook_use"]), 2)
     for kind, values in scores.items():
-        row |= {f"{kind.lower()}_{name}": round(values[name], 3) for name in ("mel", "pesq", "stoi") if name in values}
+        row |= {f"{kind.lower()}_{name}": round(values[name], 3) for name in ("pesq", "stoi") if name in values}
     return {"results": {system: scores}, "row": {system: row}}
 
 
 def versa(results: Results, system: str) -> list[dict[str, Any]]:
     """Return one system as VERSA's per-utterance records: a key, and a number per metric.
 
-    Source: wavlab-speech/versa, ``versa/reporting.py`` (a JSON object per line) and ``versa/result_summary.py``.
+    Source: wavlab-speech/versa, ``versa/reporting.py`` (a JSON object per line), ``versa/result_summary.py`` and
+    ``docs/supported_metrics.md``.
     """
     records = []
     for clip in results.clips:
         values = {theirs: results.scores(system, ours).get(clip) for theirs, ours in VERSA.items()}
-        known = {name: value[0] for name, value in values.items() if value}
+        known = {name: value[0] / (100 if name in PERCENT else 1) for name, value in values.items() if value}
         if known:
             records.append({"key": clip.replace("/", "_"), **known})
     return records
