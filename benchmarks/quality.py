@@ -12,6 +12,7 @@ Four runs of :mod:`semanticodec.bench`, each kept in ``results/quality-NAME.json
 
 import argparse
 import csv
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ from rich.progress import Progress
 from semanticodec.bench.clips import Clip, find, thin
 from semanticodec.bench.codecs import Codec, Decodes, Semanticodec, ours
 from semanticodec.bench.commands import classical
+from semanticodec.bench.cost import Cost
 from semanticodec.bench.metrics import METRICS
-from semanticodec.bench.results import Results
+from semanticodec.bench.results import Results, read_results
 from semanticodec.bench.run import Plan, run
 from semanticodec.bench.survey import survey
 
@@ -88,6 +90,20 @@ def with_recorded(results: Results, figures: Path) -> Results:
     return Results(**{**vars(results), "systems": systems, "values": values})
 
 
+def with_costs(results: Results, measured: Results) -> Results:
+    """Add memory, operations and latency that an idle machine measured before, and say which commit that was."""
+    names = [field.name for field in dataclasses.fields(Cost)]
+    systems = {
+        name: {**facts, **{cost: known[cost] for cost in names if cost in (known := measured.systems.get(name, {}))}}
+        for name, facts in results.systems.items()
+    }
+    settings = {
+        **results.settings,
+        "costs_of_commit": measured.settings.get("costs_of_commit", measured.machine["commit"]),
+    }
+    return dataclasses.replace(results, systems=systems, settings=settings)
+
+
 def plans(audio: Path, cache: Path, jobs: int, every: int = 1, without: Sequence[str] = ()) -> dict[str, Plan]:
     """Return the runs by name; ``every`` thins the development clips, ``without`` drops metrics."""
     dev, published = thin(find(audio / "dev"), every), published_clips(audio)
@@ -128,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--every", type=int, default=1, help="take every n-th development clip of each kind")
     parser.add_argument("--without", nargs="*", default=[], choices=list(METRICS), help="metrics to leave out")
+    parser.add_argument("--costs-from", type=Path, help="results to take memory, operations and latency of dev from")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     wanted = plans(given.audio, given.cache, given.jobs, given.every, given.without)
@@ -145,7 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if name == "published":
                 results = with_recorded(results, given.figures)
             elif name == "dev":
-                results = survey(results, wanted[name], costs=True)
+                results = survey(results, wanted[name], costs=given.costs_from is None)
+                if given.costs_from is not None:
+                    results = with_costs(results, read_results(given.costs_from))
             given.out.mkdir(parents=True, exist_ok=True)
             results.write(given.out / f"quality-{name}.json")
             print(f"written to {given.out / f'quality-{name}.json'}")

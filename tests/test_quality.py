@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,17 @@ def test_recorded_scores_stand_beside_measured_ones(tmp_path: Path):
     assert merged.values["Codec 2 0.7"]["pesq_wb"] == {"a": [1.25, 1.0]}
     assert merged.values["Codec 2 0.7"]["stoi"] == {"a": [0.5, 1.0], "b": [0.25, 1.0]}
     assert merged.systems["Codec 2 0.7"]["measured"] is False
+
+
+def test_costs_are_those_of_an_idle_machine():
+    measured = results()
+    measured.systems["mini"]["peak_memory_mb"] = 700.0
+    again = quality.with_costs(results(), measured)
+    assert again.systems["mini"] == {"family": "mini", "peak_memory_mb": 700.0}
+    assert again.systems["theirs 1.5"] == results().systems["theirs 1.5"]
+    assert again.settings["costs_of_commit"] == "0123456789"
+    later = quality.with_costs(dataclasses.replace(results(), machine={"commit": "later"}), again)
+    assert later.settings["costs_of_commit"] == "0123456789"
 
 
 def test_the_runs_are_planned(root: Path, tmp_path: Path):
