@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
@@ -24,6 +25,7 @@ from semanticodec import checkpoints, controls
 from semanticodec.audio import log_mel
 from semanticodec.bench.statistics import interval
 from semanticodec.conditioners.prompts import Prompts
+from semanticodec.config import SAMPLE_RATE
 from semanticodec.diffusion import SamplerOptions, noise
 from semanticodec.generation import Generator
 from semanticodec.nn.controlnet import ControlNet
@@ -66,14 +68,23 @@ def picture(rows: Sequence[tuple[Piece, dict[str, Tensor]]], path: Path) -> None
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 2.6 * len(rows)), layout="constrained")
-    for line, (piece, heard) in zip(figure.subplots(len(rows), 4, squeeze=False), rows, strict=True):
+    grid = figure.subplots(len(rows), 4, squeeze=False)
+    for line, (piece, heard) in zip(grid, rows, strict=True):
         shown = {f"recording: {piece.label}": piece.wave, **heard}
-        for axis, (title, wave) in zip(line, shown.items(), strict=False):
-            axis.imshow(log_mel(wave[None])[0].T.numpy(), origin="lower", aspect="auto", vmin=-10, vmax=1)
+        for axis, (title, wave), style in zip(line, shown.items(), ("-", ":", "--"), strict=False):
+            extent = (0, len(wave) / SAMPLE_RATE, 0, 64)
+            axis.imshow(
+                log_mel(wave[None])[0].T.numpy(), origin="lower", aspect="auto", vmin=-10, vmax=1, extent=extent
+            )
             axis.set_title(title, fontsize=9)
-            line[3].plot(controls.loudness(log_mel(wave[None]))[0].numpy(), label=title.split(":")[0])
-        line[3].set_title("loudness (nats)", fontsize=9)
+            curve = controls.loudness(log_mel(wave[None]))[0].numpy()
+            line[3].plot(np.linspace(0, extent[1], len(curve)), curve, style, label=title.split(":")[0])
+        line[0].set_ylabel("mel band")
+        line[3].set_title("loudness", fontsize=9)
+        line[3].set_ylabel("nats")
         line[3].legend(fontsize=7)
+    for axis in grid[-1]:
+        axis.set_xlabel("seconds")
     figure.savefig(path, dpi=80)
 
 

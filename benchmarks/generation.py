@@ -203,10 +203,15 @@ def picture(generator: Generator, source: Piece, path: Path) -> None:
     shown += [("a gap", hole), ("filled", own.inpaint(hole, SAMPLE_RATE, [Region(*GAP)]))]
     shown.append(("going on for 1.5 s", own.outpaint(source.wave, SAMPLE_RATE, after=1.5)))
     figure = Figure(figsize=(14, 7), layout="constrained")
-    for axis, (title, wave) in zip(figure.subplots(3, 4).flat, shown, strict=True):
+    grid = figure.subplots(3, 4)
+    for axis, (title, wave) in zip(grid.flat, shown, strict=True):
         extent = (0, len(wave) / SAMPLE_RATE, 0, 64)
         axis.imshow(log_mel(wave[None])[0].T.numpy(), origin="lower", aspect="auto", vmin=-10, vmax=1, extent=extent)
         axis.set_title(title, fontsize=9)
+    for axis in grid[:, 0]:
+        axis.set_ylabel("mel band")
+    for axis in grid[-1]:
+        axis.set_xlabel("seconds")
     figure.savefig(path, dpi=80)
 
 

@@ -117,6 +117,9 @@ def picture(model: SuperResolution, clips: Sequence[tuple[str, str, Tensor]], pa
             level = 20 * stft(shown[: 4 * model.sample_rate]).abs().clamp_min(1e-4).log10()
             axis.imshow(level.numpy(), origin="lower", aspect="auto", vmin=-60, vmax=40, extent=(0, 4, 0, 12))
             axis.set_title(title, fontsize=8)
+        line[0].set_ylabel("kHz")
+    for axis in axes[-1]:
+        axis.set_xlabel("seconds")
     figure.savefig(path, dpi=80)
 
 

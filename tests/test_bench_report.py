@@ -14,7 +14,17 @@ from chrome import opened
 from benchmarks.page import CHROMIUM, launched
 from semanticodec.audio import save
 from semanticodec.bench.clips import find
-from semanticodec.bench.figures import COLOURS, MARKERS, Plot, Sheet, against_speed, bars, rate_distortion, told
+from semanticodec.bench.figures import (
+    COLOURS,
+    MARKERS,
+    Plot,
+    Sheet,
+    against_speed,
+    bars,
+    log_ticks,
+    rate_distortion,
+    told,
+)
 from semanticodec.bench.folders import emptied, marked
 from semanticodec.bench.report import write_report
 from semanticodec.bench.results import Results
@@ -108,6 +118,16 @@ def test_axes_and_legends_say_what_they_are(results: Results):
     assert bars(results, "visqol") is None
 
 
+@pytest.mark.parametrize("rates", [(1.3, 5.4), (0.3, 24.2), (6.0, 6.4), (0.001, 900.0)])
+def test_a_log_axis_has_figures_enough_to_read_it(rates: tuple[float, float]):
+    axes = Sheet(1).axes[0]
+    axes.plot(rates, (0, 1))
+    log_ticks(axes)
+    low, high = axes.get_xlim()
+    assert axes.get_xscale() == "log"
+    assert 4 <= sum(low <= tick <= high for tick in axes.get_xticks()) <= 9
+
+
 def test_pictures_for_papers_are_opaque(results: Results, tmp_path: Path):
     from PIL import Image
 
@@ -143,6 +163,8 @@ def test_tables_show_units_intervals_and_counts(results: Results, report: Path):
     assert f"{mean.mean:.3f}<small>{mean.low:.3f}–{mean.high:.3f}</small>" in speech
     assert "–" not in music
     assert "peak memory<small>MB</small>" in page
+    assert "STOI: 0 of 6 pairs tested" in page
+    assert "not tested: 2 in common" in page
     assert "<td>773</td>" in page
     for plot in ("rate-stoi", "speed-stoi", "speed-mel_l1", "bars-stoi"):
         assert (report.parent / "plots" / f"{plot}.png").is_file()

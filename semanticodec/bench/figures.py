@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from .metrics import METRICS
 from .results import Results
@@ -249,7 +249,7 @@ def _scatter(
                     axes.plot([x] * 2, [value.low, value.high], color=colour, linewidth=1, alpha=0.7, zorder=2)
                 tip = sheet.tip(f"{name}: {x:.3g} {unit}; {METRICS[measure].label} {told(value)}")
                 axes.plot(x, value.mean, marker, color=colour, markersize=5, gid=tip, zorder=3)
-        _log(axes)
+        log_ticks(axes)
         clips = counted(value for found in points[kind].values() for *_, value, _ in found)
         axes.set(title=f"{kind}, {clips}", xlabel=xlabel)
 
@@ -268,12 +268,19 @@ def _key(colour: str, marker: str) -> str:
     )
 
 
-def _log(axes: Axes) -> None:
+def log_ticks(axes: Axes) -> None:
+    """Give axes a log scale with ticks enough to read it, and few enough not to touch."""
     axes.set_xscale("log")
     axis = axes.xaxis
     low, high = axes.get_xlim()
-    ticks = [n * 10**e for e in range(-5, 4) for n in (1, 2, 5) if low <= n * 10**e <= high]
-    axis.set_ticks(ticks if len(ticks) < 9 else [tick for tick in ticks if f"{tick:e}".startswith("1")])
+    # As few digits as give four ticks; over less than that, those of a linear axis.
+    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        ticks = [n * 10.0**e for e in range(-6, 5) for n in digits if low <= n * 10.0**e <= high]
+        if len(ticks) >= 4:
+            break
+    else:
+        ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    axis.set_ticks(ticks)
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
 

@@ -45,7 +45,10 @@ CODES = {
     "probe_embedded": ("told from mean features", "right"),
 }
 """The same of codes."""
-TEXTS = {"what", "further", "second", CODES["probe_codes"][0], CODES["probe_embedded"][0]}
+PROBES = """<p>Linear classifiers tell the manifest's labels of clips they have not seen, from how often each code comes
+in a clip, and from the mean of what codes stand for (the last row: from mean and deviation of the recording's log-mel);
+chance is what guessing gets right.</p>"""
+TEXTS = {"what", "further", "second", "p after Holm", CODES["probe_codes"][0], CODES["probe_embedded"][0]}
 """Heads of columns that hold words."""
 
 
@@ -111,7 +114,7 @@ def write_report(results: Results, folder: Path) -> Path:
         tables="".join(f"<h3>{kind}</h3>{_table(results, kind, present)}" for kind in results.kinds),
         systems=_systems(results),
         codes=_codes(results),
-        method=html.escape(METHOD),
+        method=html.escape(METHOD.replace("p_holm", "the last p")),
         tests="".join(_tests(results, name) for name in present) or "<p>There are no two systems.</p>",
         gallery=_gallery(folder / "gallery", results) or "<p>No recordings were kept.</p>",
         left_out=_left_out(results),
@@ -231,17 +234,21 @@ def _systems(results: Results) -> str:
 def _codes(results: Results) -> str:
     """Lay out what is known of codes."""
     rows = []
-    facts = {name: system for name, system in results.systems.items() if any(system.get(fact) for fact in CODES)}
-    if not facts:
+    coded = {name: system for name, system in results.systems.items() if system.get("codebook_use")}
+    if not coded:
         return "<p>None of the systems has codes.</p>"
-    baseline = {"log-mel, no codec": {"probe_embedded": results.settings.get("probe_baseline", {})}}
-    for name, system in {**facts, **baseline}.items():
+    if baseline := results.settings.get("probe_baseline"):
+        coded["log-mel, no codec"] = {"probe_embedded": baseline}
+    columns = {fact: head for fact, head in CODES.items() if any(system.get(fact) for system in coded.values())}
+    for name, system in coded.items():
         cells = (
             f"<td{' class=text' * fact.startswith('probe')}>{html.escape(_told(system.get(fact) or ''))}</td>"
-            for fact in CODES
+            for fact in columns
         )
         rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{"".join(cells)}</tr>')
-    return _laid_out({"system": "", **dict(CODES.values())}, rows, "codes")
+    return (PROBES if "probe_codes" in columns else "") + _laid_out(
+        {"system": "", **dict(columns.values())}, rows, "codes"
+    )
 
 
 def _told(value: object) -> str:
@@ -266,20 +273,22 @@ def _laid_out(heads: Mapping[str, str], rows: Sequence[str], what: str, *, sort:
 
 
 def _tests(results: Results, measure: str) -> str:
-    parts = []
+    """Lay out the tests of one metric, kind by kind."""
+    parts, tested, pairs = [], 0, 0
     for kind in results.kinds:
+        found = results.compare(measure, kind)
         rows = [
             f'<tr><th scope="row">{html.escape(c.first)}</th><td class="text">{html.escape(c.second)}</td>'
             f'<td data-value="{c.difference}">{c.difference:+.3f}<small>{c.low:+.3f} to {c.high:+.3f}</small></td>'
             f"<td>{'' if c.p is None else f'{c.p:.2g}'}</td><td class=text>{c.verdict}</td><td>{c.clips}</td></tr>"
-            for c in results.compare(measure, kind)
+            for c in found
         ]
+        tested, pairs = tested + sum(c.p is not None for c in found), pairs + len(found)
         if rows:
             heads = {"first": "", "second": "", "first − second": METRICS[measure].unit, "p": "", "p after Holm": ""}
-            name = f"{METRICS[measure].label}, {kind}"
-            table = _laid_out(heads | {"n": "clips"}, rows, f"tests, {name}", sort=True)
-            parts.append(_folded(f"{name}: {len(rows)} pairs", [table]))
-    return "".join(parts)
+            table = _laid_out(heads | {"n": "clips"}, rows, f"tests, {METRICS[measure].label}, {kind}", sort=True)
+            parts += [f"<h3>{kind}</h3>", table]
+    return _folded(f"{METRICS[measure].label}: {tested} of {pairs} pairs tested", parts)
 
 
 def _losses(picture: Path) -> str:

@@ -20,8 +20,12 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="What `bench run` wrote.")]
-Audio = Annotated[Path, typer.Argument(help="Folder of sound files, or with manifest.csv (file, kind, text ...).")]
-Names = Annotated[str | None, typer.Option(help="Names with commas between.  [default: all]")]
+Audio = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder of sound files (in speech/, music/ and sound/), or with manifest.csv (file, kind, text ...)."
+    ),
+]
 SETS = ("mini", "official", "classical", "neural")
 
 
@@ -78,8 +82,14 @@ def run(
     hub: Annotated[Path | None, typer.Option(help="Folder with a folder per model of transformers.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file: [name] with encode = and decode = commands.")] = None,
     decodes: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER@KBPS: finished decodes.")] = None,
-    only: Names = None,
-    metrics: Names = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Codecs with commas between, of these; `bench codecs` lists them.  [default: all]"),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Metrics with commas between, as stoi,mel_l1; a wrong one names all.  [default: all]"),
+    ] = None,
     every: Annotated[int, typer.Option(min=1, help="Take every n-th clip of each kind.")] = 1,
     costly_every: Annotated[int, typer.Option(min=1, help="Take slow metrics on every n-th of these.")] = 1,
     as_is: Annotated[bool, typer.Option("--as-is", help="Undo neither delay nor level.")] = False,
@@ -87,7 +97,11 @@ def run(
     costs: Annotated[bool, typer.Option(help="Measure memory, operations and latency too.")] = True,
     title: Annotated[str, typer.Option(help="Of the report.")] = "Codecs at measured bits",
 ) -> None:
-    """Code, decode and measure; what is done already is not done again.  Writes report.html."""
+    """Measure codecs, and write a report.
+
+    OUT gets report.html, results.json (and .jsonl, .parquet), plots/ for papers, gallery/, and cache/ of what is done,
+    which is not done again.
+    """
     with user_errors():
         _need_extra()
         from ..bench import run as module
@@ -182,9 +196,10 @@ def listen(
     each: Annotated[int, typer.Option(min=1, help="Recordings of each kind.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the order of trials and the names of stimuli.")] = 0,
 ) -> None:
-    """Export a listening test: webMUSHRA's configuration with hidden reference and anchors of 3.5 and 7 kHz.
+    """Export a listening test for webMUSHRA.
 
-    OUT goes into webMUSHRA's configs/; what an earlier export put there is replaced.
+    OUT goes into webMUSHRA's configs/: stimuli of one loudness, with hidden reference and anchors of 3.5 and 7 kHz, and
+    config.yaml.  What an earlier export put there is replaced.
     """
     with user_errors():
         _need_extra()
@@ -212,7 +227,10 @@ def analyse(
     listener: Annotated[str, typer.Option(help="Column that tells listeners apart.")] = "listener",
     form: Annotated[Literal["text", "json"], typer.Option(help="Of the output.")] = "text",
 ) -> None:
-    """Screen listeners after BS.1534, and print means with intervals and paired tests."""
+    """Say what the listeners of a test said.
+
+    Listeners are screened after ITU-R BS.1534-3; means come with 95 % intervals over listeners and paired tests.
+    """
     with user_errors():
         _need_extra()
         import dataclasses
@@ -249,8 +267,9 @@ def losses(
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes of one thread each.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Folder of decodes and scores.  [default: cache in --out]")] = None,
 ) -> None:
-    """Measure quality against the share of lost blocks: filled in by the model, muted, repeated.
+    """Measure quality against lost blocks.
 
+    Blocks are lost singly and in bursts; they are filled in by the model, muted, or filled with the last one's codes.
     What is done is kept in the cache (of `bench run` too) and not done again.  losses.json has every kind of sound, and
     paired tests between the three.
     """
