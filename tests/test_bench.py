@@ -209,7 +209,9 @@ def test_an_upgrade_of_a_package_measures_again(audio: Path, tmp_path: Path, mon
     run(plan, "x")
     assert taken == ["stoi", "lsd"]
     release = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda of: "99" if of == "pystoi" else release(of))
+    monkeypatch.setattr(
+        "semanticodec.bench.metrics._release", lambda of: f"{of}-{'99' if of == 'pystoi' else release(of)}"
+    )
     assert run(plan, "x").values["copy"]["stoi"]["c0"] == [3.0, 1.0]
     assert taken == ["stoi", "lsd", "stoi"]
     assert METRICS["stoi"].made_by == "1+pystoi-99"
@@ -283,8 +285,6 @@ def test_results_are_kept_and_read(ran: tuple[Plan, Results], tmp_path: Path):
                     assert row["p_holm"] == pytest.approx(pair.p_holm, rel=0.01)
                     assert row["p_holm"] >= row["p"] >= 2 / 2**8 - 1e-4
                     assert row["not_tested"] == ""
-    page = write_report(results, tmp_path).read_text()
-    assert page.count("not tested: 1 in common, 6 needed") == 3 * 4
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(ConfigError, match="no results"):
         read_results(tmp_path)
@@ -301,6 +301,7 @@ def test_the_report_is_one_page(ran: tuple[Plan, Results], tmp_path: Path):
     for name in results.systems:
         assert f'<th scope="row">{name}</th>' in page
     assert "cannot code music" in page
+    assert page.count("not tested: 1 in common, 6 needed") == 3 * 4  # of the one clip of music
     assert {"rate-mel_l1.png", "rate-mel_l1.svg", "bars-stoi.png"} <= {f.name for f in (tmp_path / "plots").iterdir()}
     assert len(re.findall(r'id="([^"]*)"', page)) == len(set(re.findall(r'id="([^"]*)"', page)))
 

@@ -250,6 +250,7 @@ def _distributions() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
 
 
+@functools.cache
 def _release(module: str) -> str:
     """Return name and version of the package that a module is of; the name alone where it is not installed."""
     return "-".join((module, *map(importlib.metadata.version, _distributions().get(module, ())[:1])))
