@@ -595,12 +595,18 @@ def test_the_command_line(audio: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert list(results.systems) == ["copy", "same"]
     assert len(results.clips) == 3
     assert (out / "report.html").is_file()
-    assert CliRunner().invoke(app, ["bench", "report", str(out)]).exit_code == 0
+    assert CliRunner().invoke(app, ["bench", "report", str(out / "results.json")]).exit_code == 1
+    elsewhere = ["-o", str(tmp_path / "elsewhere")]
+    assert CliRunner().invoke(app, ["bench", "report", str(out / "results.json"), *elsewhere]).exit_code == 0
+    assert (tmp_path / "elsewhere" / "report.html").is_file()
     assert "copy.json" in CliRunner().invoke(app, ["bench", "leaderboard", str(out)]).output
     assert "mini-100" in CliRunner().invoke(app, ["bench", "codecs"]).output
     wrong = CliRunner().invoke(app, [*words[:-1], "--only", "lyra"])
     assert wrong.exit_code == 1
-    assert "no codec lyra" in wrong.output
+    assert "no codec lyra among" in wrong.output
+    nowhere = CliRunner().invoke(app, ["bench", "run", str(tmp_path / "clips"), "-o", str(tmp_path / "new")])
+    assert (nowhere.exit_code, (tmp_path / "new").exists()) == (1, False)
+    assert "there is no folder" in nowhere.output
     assert CliRunner().invoke(app, [*words, "--codecs", "modern"]).exit_code == 2
 
 

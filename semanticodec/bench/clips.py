@@ -78,6 +78,8 @@ def find(folder: Path) -> list[Clip]:
     Raises:
         AudioError: there is nothing, or a kind is unknown.
     """
+    if not folder.is_dir():
+        raise AudioError(f"there is no folder {folder}")
     manifest = folder / "manifest.csv"
     if manifest.is_file():
         with manifest.open(newline="") as file:

@@ -47,7 +47,10 @@ def _codecs(
     counts: tuple[int | None, ...] = tuple(steps) or (None,)
     unknown = set(sets) - set(SETS)
     if unknown:
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}; choose of {', '.join(SETS)}", param_hint="--codecs")
+        raise typer.BadParameter(
+            f"{', '.join(sorted(unknown))}; sets are {', '.join(SETS)}; name single codecs with --only",
+            param_hint="--codecs",
+        )
     found: list[Codec] = []
     for wanted in sets:
         if wanted in ("mini", "official"):
@@ -116,9 +119,11 @@ def run(
             chosen = only.split(",")
             missing = set(chosen) - {codec.name for codec in wanted}
             if missing:
-                raise ConfigError(f"no codec {', '.join(sorted(missing))}; see `semanticodec bench codecs`")
+                raise ConfigError(
+                    f"no codec {', '.join(sorted(missing))} among {', '.join(codec.name for codec in wanted)}; "
+                    "more come with --codecs, --config and --decodes"
+                )
             wanted = [codec for codec in wanted if codec.name in chosen]
-        emptied(out / "gallery")  # now, and not after a night's work, if it is somebody else's
         plan = module.Plan(
             wanted,
             thin(find(audio), every),
@@ -128,6 +133,7 @@ def run(
             not as_is,
             jobs,
         )
+        emptied(out / "gallery")  # now, and not after a night's work, if it is somebody else's
         with _progress() as progress:
             task = progress.add_task("starting")
             results = module.run(
@@ -159,14 +165,19 @@ def codecs(
 
 
 @app.command()
-def report(folder: Folder) -> None:
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder that `bench run` wrote, or a JSON file of results.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to.  [default: that folder]")] = None,
+) -> None:
     """Write report.html and the plots again."""
     with user_errors():
         _need_extra()
         from ..bench.report import write_report
         from ..bench.results import read_results
 
-        typer.echo(f"{write_report(read_results(folder), folder)}")
+        if out is None and results.is_file():
+            raise ConfigError(f"say with --out where the report on {results} shall be written")
+        typer.echo(f"{write_report(read_results(results), out or results)}")
 
 
 @app.command()
