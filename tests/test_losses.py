@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -216,6 +217,10 @@ def test_the_command(tmp_path: Path, spec: Semanticodec, clips: list[Clip], monk
     words = ["bench", "losses", str(clips[0].path.parent), "--model", spec.folder, "--steps", "1"]
     done = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")])
     assert done.exit_code == 0, done.output
-    assert len(done.output.splitlines()) == 1 + 2 * len(PATTERNS) * 2 * len(METHODS)  # all, and sound alone
+    _, *lines, kept, drawn = done.output.splitlines()
+    assert len(lines) == len(PATTERNS) * (1 + len(METHODS))  # nothing lost, and one rate
+    assert all(re.search(r"n = \d", line) for line in lines)
+    assert kept.startswith(str(tmp_path / "out" / "losses.json"))
+    assert drawn.startswith(str(tmp_path / "out" / "losses.png"))
     assert json.loads((tmp_path / "out" / "losses.json").read_text())["model"] == spec.preset
     assert list((tmp_path / "cache").rglob("*.flac"))

@@ -288,20 +288,27 @@ def draw(path: Path, points: Sequence[Point], title: str) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
     heard = "speech" if any(point.kind == "speech" for point in points) else ALL
+    rows = (
+        ("mel_l1", ALL, "log-mel L1 (all clips, n = {}; lower is better)"),
+        ("stoi", heard, f"STOI ({heard}, n = {{}}; higher is better)"),
+    )
+    for row, (measure, kind, label) in enumerate(rows):
+        found = [(point, value) for point in points if point.kind == kind and (value := getattr(point, measure))]
+        axes[row, 0].set(ylabel=label.format(max((value.clips for _, value in found), default=0)))
+        for column, pattern in enumerate(PATTERNS):
+            axis = axes[row, column]
+            for place, (method, look) in enumerate(zip(METHODS, ("o-", "s--", "^:"), strict=True)):
+                mine = [(p.rate, value) for p, value in found if (p.pattern, p.method) == (pattern, method)]
+                # Side by side, since the intervals of all three would hide each other.
+                rates = [100 * rate + 0.25 * (place - 1) for rate, _ in mine]
+                (line,) = axis.plot(rates, [value.mean for _, value in mine], look, markersize=5, label=method)
+                for rate, (_, value) in zip(rates, mine, strict=True):
+                    if value.clips > 1:
+                        axis.plot([rate] * 2, [value.low, value.high], color=line.get_color(), linewidth=1)
+            axis.grid(alpha=0.3)
     for column, pattern in enumerate(PATTERNS):
-        for row, (measure, kind) in enumerate(zip(MEASURES, (ALL, heard), strict=True)):
-            for method in METHODS:
-                chosen = [p for p in points if (p.pattern, p.method, p.kind) == (pattern, method, kind)]
-                means = [(100 * p.rate, v.mean, v.low, v.high) for p in chosen if (v := getattr(p, measure))]
-                if means:
-                    rates, middle, low, high = zip(*means, strict=True)
-                    (line,) = axes[row, column].plot(rates, middle, marker="o", label=method)
-                    axes[row, column].fill_between(rates, low, high, color=line.get_color(), alpha=0.15)
-            axes[row, column].grid(alpha=0.3)
         axes[0, column].set(title=f"{title}, {pattern}")
         axes[1, column].set(xlabel="lost blocks in %")
-    axes[0, 0].set(ylabel="log-mel L1 (all clips; lower is better)")
-    axes[1, 0].set(ylabel=f"STOI ({heard}; higher is better)")
     axes[0, 0].legend()
     figure.savefig(path, dpi=110)
 

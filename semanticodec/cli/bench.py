@@ -289,7 +289,9 @@ def losses(
         from ..bench import losses as module
         from ..bench.clips import find, thin
         from ..bench.codecs import Semanticodec
+        from ..bench.figures import told
         from ..bench.folders import marked
+        from ..bench.results import ALL
         from ..checkpoints import locate
         from ..config import PRESETS
 
@@ -310,12 +312,15 @@ def losses(
         module.write(out, results)
         for what, reason in results.failed.items():
             complain(what, reason)
-        typer.echo(
-            f"{'kind':<8}{'pattern':<8}{'rate':>6}  {'method':<11}{'lost':>7}{'mel L1 [95 %]':>24}{'STOI [95 %]':>24}"
-        )
+        typer.echo(f"{'pattern':<8}{'rate':>6}  {'method':<11}{'lost':>7}  {'mel L1 [95 %]':<30}STOI [95 %]")
         for point in module.table(results):
-            head = f"{point.kind:<8}{point.pattern:<8}{point.rate:>6.0%}  {point.method:<11}{point.lost:>7.1%}"
-            typer.echo(f"{head}{point.mel_l1!s:>24}{point.stoi or ''!s:>24}")
+            if point.kind == ALL and (point.rate or point.method == module.METHODS[0]):
+                head = (
+                    f"{point.pattern:<8}{point.rate:>6.0%}  {point.method if point.rate else '':<11}{point.lost:>7.1%}"
+                )
+                typer.echo(f"{head}  {told(point.mel_l1):<30}{told(point.stoi) if point.stoi else ''}")
+        typer.echo(f"{out / 'losses.json'}: each kind of sound too, and paired tests")
+        typer.echo(f"{out / 'losses.png'}: curves; `semanticodec bench report {out}` puts them into the report")
 
 
 def _progress() -> Progress:
