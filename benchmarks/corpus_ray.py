@@ -31,6 +31,8 @@ from .corpus import RATE, contents, recordings
 NODE, LATE = "a node", "nothing: the run had ended"
 REST = ("::IDLE", "Agent")
 """Titles of Ray's processes that run nobody's code."""
+DELAY = 3.0
+"""Seconds at most between an input that is done and a disturbance."""
 INPUTS = 60
 """Recordings of up to four seconds, besides the poison."""
 STORE = 200 << 20
@@ -67,9 +69,9 @@ class Nodes:
             generator: chooses among several; None takes the first.
 
         Returns:
-            Its title; empty if there was none for a minute.
+            Its title; empty if there was none for ten seconds.
         """
-        for _ in range(600):
+        for _ in range(100):
             if busy := [(pid, title) for pid, title in self.workers() if name in title]:
                 pid, title = generator.choice(busy) if generator else busy[0]
                 with contextlib.suppress(ProcessLookupError):
@@ -115,38 +117,41 @@ def cluster(plugin: Path, cores: int) -> Iterator[Nodes]:
 
 
 class Disturbance(threading.Thread):
-    """Does something to the cluster at a moment of a run that is counted from the first worker's appearance.
+    """Does something to the cluster in mid-run.
 
     Args:
         nodes: the cluster.
-        after: seconds from then on.
-        act: what is done; returns what was hit, nothing if there was nothing to hit.
+        share: of the inputs that are done by then, 0 to 1.
+        delay: seconds to wait after that.
+        act: what is done; returns what was hit.
     """
 
-    def __init__(self, nodes: Nodes, after: float, act: Callable[[], str]) -> None:
+    def __init__(self, nodes: Nodes, share: float, delay: float, act: Callable[[], str]) -> None:
         super().__init__()
-        self._nodes, self._after, self._act = nodes, after, act
-        self._ended = threading.Event()
-        self._done, self._begin = 0, time.monotonic()
-        self.started_after, self.hit, self.done_before = 0.0, "", 0
+        self._nodes, self._share, self._delay, self._act = nodes, share, delay, act
+        self._due, self._ended = threading.Event(), threading.Event()
+        self._done = 0
+        self.hit, self.done_before = LATE, 0
 
     def run(self) -> None:
         """Wait for the moment; nothing happens if the run has ended before it."""
-        while not self._nodes.workers():
-            if self._ended.wait(0.1):
-                return
-        self.started_after = time.monotonic() - self._begin
-        if not self._ended.wait(self._after):
+        self._due.wait()
+        while not self._nodes.workers() and not self._ended.wait(0.1):
+            pass
+        if not self._ended.wait(self._delay):
             self.done_before = self._done
-            self.hit = self._act()
+            self.hit = self._act() or LATE
 
     def watch(self, status: Progress) -> None:
         """Take note of how far the run is."""
         self._done = status.items
+        if status.items >= self._share * status.total:
+            self._due.set()
 
     def end(self) -> None:
         """Say that the run is over."""
         self._ended.set()
+        self._due.set()
         self.join()
 
 
@@ -175,32 +180,28 @@ def ray_kills(model: str, points: int, losses: int, folder: Path) -> dict[str, A
         failures = pq.read_table(folder / "local" / "failures.parquet", columns=["id", "error"]).to_pylist()
         expected = contents(folder / "local")
 
-        def tokenise(after: float, act: Callable[[], str]) -> tuple[Disturbance, float, bool]:
+        def tokenise(share: float, delay: float, act: Callable[[], str]) -> dict[str, Any]:
             out = folder / "out"
-            disturbance = Disturbance(nodes, after, act)
+            disturbance = Disturbance(nodes, share, delay, act)
             begin = time.monotonic()
             disturbance.start()
             try:
                 tokenize_corpus([source], out, options=on_ray, progress=disturbance.watch)
             finally:
                 disturbance.end()
-            seconds, equal = time.monotonic() - begin, contents(out) == expected
+            seconds, same = time.monotonic() - begin, contents(out) == expected
             shutil.rmtree(out)
-            return disturbance, seconds, equal
+            hit, done = disturbance.hit, disturbance.done_before
+            print(f"{hit:40} {done:4} of {INPUTS + 1} done {seconds:7.1f} s  {'same' if same else 'OTHER'}", flush=True)
+            return {"hit": hit, "inputs_done": done, "seconds": round(seconds, 1), "byte_identical": same}
 
-        calm, seconds, undisturbed = tokenise(1e6, str)
-        print(f"undisturbed: {seconds:.1f} s, {'the same' if undisturbed else 'OTHER'} bytes as the local run's")
-        lasting = seconds - calm.started_after
+        calm = tokenise(2, 0, str)
+        acts: list[Callable[[], str]] = [partial(nodes.kill, generator=generator)] * points + [nodes.lose] * losses
+        generator.shuffle(acts)
         runs: list[dict[str, Any]] = []
-        for point in range(points + losses):
-            act = partial(nodes.kill, generator=generator) if point < points else nodes.lose
-            disturbance, took, same = tokenise(generator.uniform(0, lasting), act)
-            done = disturbance.done_before
-            runs.append(
-                {"hit": disturbance.hit, "inputs_done": done, "seconds": round(took, 1), "byte_identical": same}
-            )
-            print(f"{disturbance.hit or 'too late':50} {done:4} of {INPUTS + 1}  {took:6.1f} s  {same}", flush=True)
-            if disturbance.hit == NODE:
+        for act in acts:
+            runs.append(tokenise(generator.uniform(0, 0.9), generator.uniform(0, DELAY), act))
+            if runs[-1]["hit"] == NODE:
                 nodes.join()
     killed = [one for one in runs if one["hit"] not in (LATE, NODE)]
     lost = [one for one in runs if one["hit"] == NODE]
@@ -208,8 +209,7 @@ def ray_kills(model: str, points: int, losses: int, folder: Path) -> dict[str, A
         "model": model,
         "inputs": INPUTS + 1,
         "failures": {failure["id"]: failure["error"] for failure in failures},
-        "undisturbed_byte_identical": undisturbed,
-        "undisturbed_seconds": round(seconds, 1),
+        "undisturbed": {name: calm[name] for name in ("seconds", "byte_identical")},
         "workers_killed": len(killed),
         "workers_killed_byte_identical": sum(one["byte_identical"] for one in killed),
         "nodes_lost": len(lost),
