@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -156,7 +157,7 @@ def test_archives_tables_and_cuts_hold_the_same_sound(clips: Path, tokeniser: To
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    column = pa.array([{"bytes": data, "path": "a.wav"}] * 3)
+    column = pa.array([{"bytes": data, "path": path} for path in ("a.wav", "a.wav", None)])
     table = pa.table({"audio": column, "text": ["t", "u", "v"], "n": [1, 2, 3]})
     pq.write_table(table, clips / "t.parquet", row_group_size=2)
     with pa.OSFile(str(clips / "t.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
@@ -164,7 +165,9 @@ def test_archives_tables_and_cuts_hold_the_same_sound(clips: Path, tokeniser: To
     items = [item for name in ("shard.tar", "t.parquet", "t.arrow") for item in inputs.find_items([str(clips / name)])]
     assert [item.id for item in items[:2]] == ["x/a", "b"]
     assert [item.text for item in items] == ["t", "spoken", "t", "u", "v", "t", "u", "v"]
-    assert [json.loads(item.metadata or "{}") for item in items[:4]] == [{"n": 1}, {}, {"n": 1}, {"n": 2}]
+    called = {"audio": {"path": "a.wav"}}
+    of_table = [{"n": 1} | called, {"n": 2} | called, {"n": 3}]
+    assert [json.loads(item.metadata or "{}") for item in items] == [{"n": 1}, {}, *of_table, *of_table]
     whole = tokeniser.run(0, list(inputs.find_items([str(clips / "a.wav"), str(clips / "b.flac")])))
     expected = rows_of(whole)
     rows = rows_of(tokeniser.run(0, items))
@@ -344,6 +347,18 @@ def test_what_passes_through_ray_comes_out_whole(clips: Path, tokeniser: Tokenis
         finished = assembler.finish()
         assert finished.rows.equals(expected.rows)
         assert finished.failures == expected.failures
+
+
+def test_a_cluster_that_is_not_there_is_noticed_at_once():
+    cluster = pytest.importorskip("semanticodec.corpus.cluster")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        cluster._call(address)
+    for gone in (address, f"ray://{address}"):
+        with pytest.raises(ConfigError, match=f"no Ray cluster answers at {gone}"):
+            cluster._call(gone)
+    for elsewhere in (None, "auto", "local"):
+        cluster._call(elsewhere)
 
 
 def test_threads_stop_when_nobody_reads_on(clips: Path, tokeniser: Tokeniser):
@@ -537,6 +552,12 @@ def test_a_corpus_loads_everywhere(clips: Path, tmp_path: Path, monkeypatch: pyt
     codes = rows.column("semantic").to_pylist()
     loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded["semantic"][:] == codes
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    told: dict[str, Any] = {}
+    _, card, _ = (out / "README.md").read_text().split("```")
+    exec(card.removeprefix("python").replace("FOLDER", str(out)), told)
+    first = rows.slice(0, 1).to_pylist()[0]
+    assert told["sound"].shape == (1, -(-first["samples"] * 16_000 // first["sample_rate"]))
     frame = pandas.concat([pandas.read_parquet(file) for file in sorted((out / "data").iterdir())])
     assert [list(one) for one in frame["semantic"]] == codes
     packed = TokenDataset(out, Vocabulary.of(preset("mini-25"), "flat"), 16, epochs=1)
@@ -572,10 +593,15 @@ def test_resume_overwrite_and_other_options(clips: Path, tmp_path: Path, monkeyp
         tokenize_corpus([clips], out, options=OPTIONS, progress=interrupt)
     with pytest.raises(ConfigError, match="--resume goes on with it"):
         tokenize_corpus([clips], out, options=OPTIONS)
-    with pytest.raises(ConfigError, match="model was 'mini-25' and is 'mini-50'"):
+    with pytest.raises(ConfigError, match=r"model was 'mini-25' and is 'mini-50'; .*; and \d more") as told:
         tokenize_corpus([clips], out, options=CorpusOptions(model="mini-50", batch_seconds=5.12), resume=True)
+    assert len(str(told.value)) < 600
     with pytest.raises(ConfigError, match="is not finished"):
         verify_corpus(out)
+    with pytest.raises(ConfigError, match="is no folder"):
+        verify_corpus(tmp_path / "typo")
+    with pytest.raises(ConfigError, match="is what a tokenisation has made"):
+        tokenize_corpus([out], tmp_path / "again", options=OPTIONS)
     (clips / "new.wav").write_bytes(wav(100))  # came too late: the list was made by the first run
     assert tokenize_corpus([clips], out, options=OPTIONS, resume=True) == expected
     assert contents(out) == contents(whole)

@@ -71,6 +71,9 @@ def test_reasons_are_the_same_in_every_run():
 def test_a_url_that_nothing_opens_is_an_error():
     with pytest.raises(ConfigError, match="nonsense"):
         list(inputs.find_items(["nonsense://bucket/a"]))
+    pytest.importorskip("aiohttp")
+    with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:9/a\.flac cannot be opened: .*Connect"):
+        list(inputs.find_items(["http://127.0.0.1:9/a.flac"]))
 
 
 def test_one_bad_line_does_not_end_a_listing(tmp_path: Path):

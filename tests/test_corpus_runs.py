@@ -149,14 +149,26 @@ def test_a_run_keeps_others_out_of_its_folder(clips: Path, tmp_path: Path):
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_folder_of_somebody_elses_is_left_alone(clips: Path, tmp_path: Path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mine.wav").touch()
-    for overwrite in (False, True):
+@pytest.mark.parametrize("name", ["data/mine.wav", "README.md", "manifest.json", "statistics.json"])
+def test_a_folder_of_somebody_elses_is_left_alone(clips: Path, tmp_path: Path, name: str):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    for how in ({}, {"overwrite": True}, {"resume": True}, {"retry_failures": True}):
         with pytest.raises(ConfigError, match="choose another output folder"):
-            tokenize_corpus([clips], tmp_path, options=OPTIONS, overwrite=overwrite)
-    assert (tmp_path / "data" / "mine.wav").exists()
+            tokenize_corpus([clips], tmp_path, options=OPTIONS, **how)
+    assert file.read_text() == "mine"
     assert not (tmp_path / "_work").exists()
+
+
+def test_an_input_is_no_output(clips: Path, tmp_path: Path):
+    before = contents(clips)
+    (tmp_path / "link").symlink_to(clips)
+    with pytest.raises(ConfigError, match="is an input and cannot be the output"):
+        tokenize_corpus([clips / "0.wav", clips], tmp_path / "link", options=OPTIONS)
+    assert contents(clips) == before
+    tokenize_corpus([clips], clips / "codes", options=OPTIONS)  # which is passed over by the next
+    assert tokenize_corpus([clips], tmp_path / "again", options=OPTIONS)["rows"] == 3
 
 
 def test_killed_after_the_manifest(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -308,6 +320,8 @@ def test_outputs_that_look_like_urls(clips: Path, tmp_path: Path, monkeypatch: p
     assert tokenize_corpus([clips], "run:1", options=OPTIONS)["rows"] == 3
     with pytest.raises(ConfigError, match="is a URL; the output is a local folder"):
         tokenize_corpus([clips], "memory://out", options=OPTIONS)
+    with pytest.raises(ConfigError, match="is a URL; the output is a local folder"):
+        tokenize_corpus([clips], Path("s3://bucket/out"), options=OPTIONS)  # pathlib drops a slash
 
 
 def test_verify_fails_where_nothing_is_known(clips: Path, tmp_path: Path):

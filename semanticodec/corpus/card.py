@@ -217,12 +217,20 @@ def readme(manifest: dict[str, Any], statistics: dict[str, Any]) -> str:
             f"{statistics['duplicates']} rows repeat the sound of another row, {statistics['duplicate_ids']} its id.",
             "",
         ]
+    if rows and form == "parquet":
+        lines += [
+            "```python",
+            "import datasets, numpy, semanticodec",
+            "",
+            'row = datasets.load_dataset("FOLDER", split="train")[0]',
+            'codes = numpy.stack([row["semantic"], row["acoustic"]])[None]',
+            f'codec = semanticodec.SemantiCodec.from_pretrained("{config.name}")',
+            'samples = -(-row["samples"] * 16000 // row["sample_rate"])',
+            "sound = codec.decode(codes, length=samples)  # float32 [1, samples] at 16 kHz",
+            "```",
+            "",
+        ]
     lines += [
-        "```python",
-        'codes = numpy.stack([row["semantic"], row["acoustic"]])[None].astype("int64")',
-        f'sound = SemantiCodec.from_pretrained("{config.name}").decode(codes)  # float32 [1, samples] at 16 kHz',
-        "```",
-        "",
         f"Weights: codebooks `{manifest['weights_sha256']}`, encoder `{manifest['encoder_sha256']}`.  "
         "`semanticodec tokenize verify` checks the files.",
         "",

@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..config import SAMPLE_RATE
+from ..errors import ConfigError
 from .encoding import WindowEncoder
 from .local import read_apart
 from .options import CorpusOptions
@@ -33,6 +35,8 @@ from .reading import Reading
 from .records import Assembler, Coded, Event, Finished, Item, ItemDone, ItemFailed, RowFacts, Span
 from .worker import Work, read_all
 
+ANSWER = 10.0
+"""Seconds in which the head of a cluster has to take a call."""
 WAVE = 20_000
 """Chunks that one Ray Data pipeline is made for: the list of a corpus may be larger than the driver's memory."""
 DECODER_CPUS, ENCODER_CPUS = 0.1, 0.9
@@ -77,11 +81,29 @@ def _connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    _call(address)
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except ConnectionError as error:
+        raise ConfigError(f"no Ray cluster answers at {address}: {error}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _call(address: str | None) -> None:
+    """Make sure that somebody is at an address: Ray tries for many minutes.
+
+    Raises:
+        ConfigError: nobody answers.
+    """
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+        except OSError as error:
+            raise ConfigError(f"no Ray cluster answers at {address}: {error}; `ray start --head` starts one") from error
 
 
 @contextlib.contextmanager

@@ -47,6 +47,8 @@ def find_items(inputs: Iterable[str]) -> Iterator[Item]:
         for item in _expand(name):
             empty = False
             yield item
+        if empty and _ours(name):
+            raise ConfigError(f"{printable(name)} is what a tokenisation has made; name what holds the sound")
         if empty:
             raise ConfigError(f"{printable(name)} holds no sound: wanted are {', '.join(sorted(FOLDER_ENDINGS))}")
 
@@ -54,12 +56,12 @@ def find_items(inputs: Iterable[str]) -> Iterator[Item]:
 def _expand(name: str) -> Iterator[Item]:
     try:
         file_system, path = locate(name)
-    except (ImportError, ValueError) as error:
+        folder, there = file_system.isdir(path), file_system.exists(path)
+    except (ImportError, ValueError, OSError) as error:
         raise ConfigError(f"{printable(name)} cannot be opened: {error}") from error
-    local = is_local(file_system)
-    if file_system.isdir(path):
+    if folder:
         yield from _folder(file_system, path, path)
-    elif file_system.exists(path) or (local and os.path.lexists(path)):
+    elif there or (is_local(file_system) and os.path.lexists(path)):
         yield from _file(_address(file_system, path), posixpath.basename(path))
     elif any(mark in path for mark in "*?["):
         yield from _glob(file_system, path)
@@ -305,6 +307,7 @@ def _table(source: str, kind: str) -> Iterator[Item]:
             parquet = pq.ParquetFile(file)
             column = _sound_column(parquet.schema_arrow)
             others = [name for name in parquet.schema_arrow.names if name != column]
+            others += [f"{column}.path"] if _has_paths(parquet.schema_arrow, column) else []
             for group in range(parquet.num_row_groups):
                 about = parquet.metadata.row_group(group)
                 size = about.total_byte_size // max(1, about.num_rows)
@@ -315,6 +318,9 @@ def _table(source: str, kind: str) -> Iterator[Item]:
             for group, batch in enumerate(pa.ipc.open_stream(file)):
                 column = _sound_column(batch.schema)
                 rest = batch.drop_columns([column])
+                if _has_paths(batch.schema, column):
+                    paths = batch.column(column).field("path")
+                    rest = rest.append_column(column, pa.StructArray.from_arrays([paths], ["path"]))
                 rows = rest.to_pylist() if rest.num_columns else [{}] * batch.num_rows
                 yield from _cells(source, "arrow", column, group, rows, batch.nbytes // max(1, batch.num_rows), before)
                 before += batch.num_rows
@@ -331,6 +337,8 @@ def _cells(
     name = Path(source).name
     for row, fields in enumerate(rows):
         text = fields.pop("text", None) if isinstance(fields.get("text"), str) else None
+        if fields.get(column) == {"path": None}:
+            del fields[column]
         identity = next((one for one in IDS if fields.get(one) is not None), None)
         yield Item(
             printable(str(fields.pop(identity)) if identity else f"{name}#{before + row}"),
@@ -343,6 +351,12 @@ def _cells(
             extra=column,
             size=size,
         )
+
+
+def _has_paths(schema: pa.Schema, column: str) -> bool:
+    """Tell whether a column with sound says what its files were called."""
+    kind = schema.field(column).type
+    return pa.types.is_struct(kind) and any(field.name == "path" for field in kind)
 
 
 def _sound_column(schema: pa.Schema) -> str:

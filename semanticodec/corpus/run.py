@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ from .plan import Plan
 from .records import Finished, Item
 from .shards import (
     CARD,
-    DATA,
     FAILURES,
     INSTEAD,
     LOCK,
@@ -45,6 +45,10 @@ CHUNK_ITEMS = 64
 """Items in a chunk at most."""
 CHUNK_BATCHES = 32
 """Calls of the encoder that a chunk of long recordings is good for, at least: the last one is seldom full."""
+CHANGES = 4
+"""Options that are told one by one where they are not those of the first run."""
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
+"""How a URL begins, or what pathlib makes of it."""
 BYTES_PER_SECOND = 32_000
 """Of sound, as a guess where only the size of a file is known: 16-bit samples at 16 kHz."""
 
@@ -100,7 +104,8 @@ def tokenize_corpus(
     Raises:
         ConfigError: inputs or options make no sense, or ``output`` holds a corpus and neither ``resume`` nor
             ``overwrite`` is given, or one of other options, or another run is writing to it, or the inputs are no
-            longer those of the corpus whose failures are to be tried again.
+            longer those of the corpus whose failures are to be tried again; or ``output`` is an input, or holds files
+            that no run has written, of the names that a corpus has.
         CheckpointError: weights are missing or damaged.
         SemantiCodecError: the engine ended without having done everything; ``resume`` goes on.
     """
@@ -108,9 +113,7 @@ def tokenize_corpus(
     names = [os.fspath(name) for name in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
     if not names:
         raise ConfigError("there are no inputs")
-    if "://" in os.fspath(output):
-        raise ConfigError(f"{output} is a URL; the output is a local folder, which can be copied there afterwards")
-    folder = Output(Path(output))
+    folder = _output(output, names)
     for device in options.devices:
         if options.engine == "local":
             usable_device(device)
@@ -137,30 +140,45 @@ def tokenize_corpus(
         return _finish(folder, committer, manifest)
 
 
+def _output(output: str | os.PathLike[str], names: list[str]) -> Output:
+    """Return the folder for the result, if it can be one."""
+    if _URL.match(os.fspath(output)):
+        raise ConfigError(f"{output} is a URL; the output is a local folder, which can be copied there afterwards")
+    for name in names:
+        if os.path.isdir(name) and os.path.isdir(output) and os.path.samefile(name, output):
+            raise ConfigError(f"{output} is an input and cannot be the output; choose a new folder for the shards")
+    return Output(Path(output))
+
+
 def _prepare(folder: Output, manifest: dict[str, Any], *, resume: bool, overwrite: bool) -> bool:
     """Make sure that the folder is for this run; return whether it begins."""
     if overwrite and resume:
         raise ConfigError("what is deleted cannot be gone on with; choose one of overwrite, resume and retry_failures")
-    if folder.started and overwrite:
+    if (other := folder.foreign) is not None:
+        raise ConfigError(f"{other} is no tokenisation's; choose another output folder")
+    if overwrite:
         return True
     stated = folder.folder / MANIFEST if folder.complete else folder.work / RUN
     if not folder.started:
-        if (folder.folder / DATA).exists():
-            raise ConfigError(f"{folder.folder / DATA} is no tokenisation's; choose another output folder")
-    elif not stated.exists():
+        return True
+    if not stated.exists():
         raise ConfigError(f"{folder.folder} holds what is left of a corpus half deleted; --overwrite deletes the rest")
-    else:
-        if not resume:
-            raise ConfigError(
-                f"{folder.folder} holds a corpus already; --resume goes on with it, --overwrite deletes it"
-            )
-        before = json.loads(stated.read_text())
-        changed = [name for name in manifest if before.get(name) != manifest[name]]
-        if changed:
-            told = "; ".join(f"{name} was {before.get(name)!r} and is {manifest[name]!r}" for name in changed)
-            raise ConfigError(f"{folder.folder} was begun with other options: {told}"[:2000])
-        return False
-    return True
+    if not resume:
+        raise ConfigError(f"{folder.folder} holds a corpus already; --resume goes on with it, --overwrite deletes it")
+    before = json.loads(stated.read_text())
+    if changed := list(_changes({name: before.get(name) for name in manifest}, manifest)):
+        more = f"; and {len(changed) - CHANGES} more" if len(changed) > CHANGES else ""
+        raise ConfigError(f"{folder.folder} was begun with other options: {'; '.join(changed[:CHANGES])}{more}")
+    return False
+
+
+def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Tell what is another value than before, at the bottom of nested dictionaries."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*now, *before]):
+            yield from _changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        yield f"{name} was {before!r} and is {now!r}"
 
 
 @contextlib.contextmanager

@@ -114,6 +114,14 @@ class Output:
         """Whether a tokenisation was finished here."""
         return (self.folder / MANIFEST).exists()
 
+    @property
+    def foreign(self) -> Path | None:
+        """A file that a tokenisation would overwrite and none has made, if there is one."""
+        if (self.folder / DONE).exists() or (self.work / RUN).exists():
+            return None
+        paths = (self.folder / name for name in (DATA, MANIFEST, STATISTICS, CARD, FAILURES))
+        return next((path for path in paths if path.exists()), None)
+
     def clear(self) -> None:
         """Delete what a tokenisation made, and nothing else; the lock stays, and the plan of the next one."""
         # What is left of a deletion that is interrupted must be no corpus that can be read or gone on with, so what

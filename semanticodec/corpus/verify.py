@@ -87,7 +87,8 @@ def verify_corpus(
     """
     output = Output(Path(folder))
     if not output.complete:
-        state = "is not finished: --resume goes on with it" if output.started else "holds no corpus"
+        state = "holds no corpus" if output.folder.is_dir() else "is no folder"
+        state = "is not finished: --resume goes on with it" if output.started else state
         raise ConfigError(f"{folder} {state}")
     try:
         manifest = _manifest(output.folder / MANIFEST)
