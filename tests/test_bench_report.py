@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from semanticodec.bench.clips import find
 from semanticodec.bench.figures import (
     COLOURS,
     MARKERS,
+    PANEL,
     Plot,
     Sheet,
     against_speed,
@@ -162,6 +164,7 @@ def test_tables_show_units_intervals_and_counts(results: Results, report: Path):
     assert mean
     assert f"{mean.mean:.3f}<small>{mean.low:.3f}–{mean.high:.3f}</small>" in speech
     assert "–" not in music
+    assert re.search(r">0\.100</td>", speech)  # decoding takes the same for both clips: no interval of no width
     assert "peak memory<small>MB</small>" in page
     assert "STOI: 0 of 6 pairs tested" in page
     assert "not tested: 2 in common" in page
@@ -169,6 +172,27 @@ def test_tables_show_units_intervals_and_counts(results: Results, report: Path):
     for plot in ("rate-stoi", "speed-stoi", "speed-mel_l1", "bars-stoi"):
         assert (report.parent / "plots" / f"{plot}.png").is_file()
         assert (report.parent / "plots" / f"{plot}.svg").is_file()
+
+
+def test_stated_bits_and_long_names_are_shown(results: Results, tmp_path: Path):
+    long = "a system whose authors call it by many words"
+    systems = {long if name == "other" else name: facts for name, facts in results.systems.items()}
+    systems[long] = {**systems[long], "measured": False}
+    values = {long if name == "other" else name: found for name, found in results.values.items()}
+    renamed = replace(results, systems=systems, values=values)
+    page = write_report(renamed, tmp_path).read_text()
+    assert page.count(f"{long}<small>bits as stated</small>") == 2
+    assert "delay<small>ms</small>" not in page  # nobody knows any
+    plot = bars(renamed, "stoi")
+    assert plot
+    sheet = Sheet(1, width=PANEL + plot.names, height=plot.height)
+    plot.draw(sheet, sheet.axes[0], "speech")
+    sheet.figure.draw_without_rendering()
+    canvas, text = sheet.figure.bbox, sheet.axes[0].xaxis.label.get_window_extent()
+    assert canvas.x0 <= text.x0 < text.x1 <= canvas.x1
+    assert (
+        sheet.axes[0].get_position().width * sheet.figure.get_figwidth() > 2
+    )  # inches that bars have beside the names
 
 
 def test_cards_are_of_their_own_clip(report: Path):

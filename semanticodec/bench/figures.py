@@ -43,13 +43,16 @@ COLOURS = (
 MARKERS = "os^DvP*X<>d"
 """Of families, so that nobody has to tell colours; their number has no divisor in common with the colours'."""
 
+PANEL = 3.6
+"""Inches that a panel is wide."""
+
 Draw = Callable[["Sheet", Axes, str], None]
 
 
 class Sheet:
     """One figure, with what is said when the mouse rests on its points."""
 
-    def __init__(self, columns: int, *, width: float = 3.6, height: float = 3.1) -> None:
+    def __init__(self, columns: int, *, width: float = PANEL, height: float = 3.1) -> None:
         self.figure = Figure(figsize=(width * columns, height), layout="constrained")
         FigureCanvasAgg(self.figure)
         self.axes: list[Axes] = list(self.figure.subplots(1, columns, squeeze=False)[0])
@@ -90,6 +93,7 @@ class Plot:
         families: name -> (colour, marker), for the legend; none where panels say it themselves.
         draw: puts one kind on axes.
         height: in inches.
+        names: inches that the names of rows need beside what a panel has for its figures.
     """
 
     title: str
@@ -98,13 +102,16 @@ class Plot:
     families: Mapping[str, tuple[str, str]]
     draw: Draw
     height: float = 3.1
+    names: float = 0.0
 
     def save(self, path: Path) -> None:
         """Write all panels as a PNG and an SVG, for papers; the ending of ``path`` is replaced."""
-        sheet = Sheet(len(self.kinds), height=self.height)
+        sheet = Sheet(len(self.kinds), width=PANEL + self.names / len(self.kinds), height=self.height)
         for axes, kind in zip(sheet.axes, self.kinds, strict=True):
             self.draw(sheet, axes, kind)
             _finish(axes)
+            if self.names and axes is not sheet.axes[0]:
+                axes.set_yticklabels([])  # those of the first one
         sheet.axes[0].set_ylabel(self.ylabel, fontsize=9, color=INK)
         if self.families:
             keys = [
@@ -121,13 +128,15 @@ class Plot:
         """Return an SVG element per panel, which take the page's colours, and a legend."""
         panels = []
         for kind in self.kinds:
-            sheet = Sheet(1, height=self.height)
+            sheet = Sheet(1, width=PANEL + self.names, height=self.height)
             self.draw(sheet, sheet.axes[0], kind)
             _finish(sheet.axes[0])
             sheet.axes[0].set_ylabel(self.ylabel, fontsize=9, color=INK)
             panels.append(sheet.inline(f"{self.title}: {kind}"))
         keys = "".join(f"<li>{_key(*look)}{html.escape(name)}</li>" for name, look in self.families.items())
-        return f'<div class="panels">{"".join(panels)}</div>' + (f'<ul class="legend">{keys}</ul>' if keys else "")
+        width = round(94 * (PANEL + self.names))
+        grid = f'<div class="panels" style="--panel: {width}px">{"".join(panels)}</div>'
+        return f'{grid}<ul class="legend">{keys}</ul>' if keys else grid
 
 
 def families(results: Results) -> dict[str, tuple[str, str]]:
@@ -210,12 +219,14 @@ def bars(results: Results, measure: str) -> Plot | None:
                 axes.barh(row, value.mean, height=0.7, color=colour, alpha=0.85)[0].set_gid(gid)
                 if value.clips > 1:
                     axes.plot([value.low, value.high], [row, row], color=INK, linewidth=1)
-        axes.set(title=f"{kind}, {counted(values.values())}", ylim=(-0.6, len(names) - 0.4), xlabel=label(measure))
+        axes.set(title=f"{kind}, {counted(values.values())}", ylim=(-0.6, len(names) - 0.4))
+        axes.set_xlabel(label(measure), loc="right")  # where long names leave it little room, it starts below them
         axes.set_yticks(range(len(names)), [f"{name}  {kbps[name]:.2f}" for name in names])
         axes.margins(x=0.02)
 
     title = f"{label(measure)}; systems in the order of their net kbit/s, which stands beside them"
-    return Plot(title, "", kinds, {}, draw, 1 + 0.24 * len(names))
+    longest = max(len(name) for name in names)
+    return Plot(title, "", kinds, {}, draw, 1 + 0.24 * len(names), names=max(0.3, 0.07 * (longest - 9)))
 
 
 def _scatter(

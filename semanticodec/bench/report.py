@@ -171,7 +171,8 @@ def _table(results: Results, kind: str, metrics: Sequence[str]) -> str:
     for system, found in means.items():
         if not any(found.values()):
             continue
-        cells = [f'<th scope="row">{html.escape(system)}</th>']
+        stated = "" if results.systems[system].get("measured", True) else "<small>bits as stated</small>"
+        cells = [f'<th scope="row">{html.escape(system)}{stated}</th>']
         for name in columns:
             mean = found[name]
             if mean is None:
@@ -180,7 +181,7 @@ def _table(results: Results, kind: str, metrics: Sequence[str]) -> str:
             scale = 1000 if name == "band" else 1
             digits = 3 if mean.mean / scale < 10 else 2 if mean.mean / scale < 100 else 1
             value, low, high = (f"{number / scale:.{digits}f}" for number in (mean.mean, mean.low, mean.high))
-            reach = f"<small>{low}–{high}</small>" if mean.clips > 1 else ""
+            reach = f"<small>{low}–{high}</small>" if low != high else ""
             strong = ' class="best"' if name in METRICS and _leads(system, name, means) else ""
             cells.append(f'<td{strong} data-value="{mean.mean}">{value}{reach}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -205,30 +206,32 @@ def _leads(system: str, measure: str, means: Mapping[str, Mapping[str, Interval 
 
 def _systems(results: Results) -> str:
     """Lay out what is known of the systems beside scores."""
-    heads = {"system": "", "what": "", "works at": "kHz", "delay": "ms", "delay undone": "ms", "parameters": "millions"}
-    heads |= dict(COSTS.values())
+    heads = {"what": "", "works at": "kHz", "delay": "ms", "delay undone": "ms", "parameters": "millions"}
+    heads |= {**dict(COSTS.values()), "further": ""}
     known = {"family", "what", "rate", "delay", "block", "parameters", "measured", "delay_samples", "fingerprint"}
     known |= COSTS.keys() | CODES.keys()
-    further = any(value and key not in known for system in results.systems.values() for key, value in system.items())
-    rows = []
+    table: dict[str, list[str]] = {}
     for name, system in results.systems.items():
         delay, parameters, lag = (system.get(fact) for fact in ("delay", "parameters", "delay_samples"))
-        cells = [
+        table[name] = [
+            system["what"] if system.get("measured", True) else f"{system['what']} (not measured here)",
             f"{system['rate'] / 1000:g}",
             "" if delay is None else f"{1000 * delay:.0f}",
             "not found" if lag is None and "delay_samples" in system else "" if not lag else f"{lag / 16:.1f}",
             "" if parameters is None else f"{parameters / 1e6:.1f}",
             *("" if system.get(fact) is None else f"{system[fact]:.3g}" for fact in COSTS),
+            "; ".join(f"{key.replace('_', ' ')} {_told(v)}" for key, v in system.items() if v and key not in known),
         ]
-        what = system["what"] if system.get("measured", True) else f"{system['what']} (not measured here)"
-        rest = "; ".join(f"{key.replace('_', ' ')} {_told(v)}" for key, v in system.items() if v and key not in known)
-        rows.append(
-            f'<tr><th scope="row">{html.escape(name)}</th><td class="text">{html.escape(what)}</td>'
-            f"{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}"
-            + (f'<td class="text">{html.escape(rest)}</td>' if further else "")
-            + "</tr>"
+    used = [head for place, head in enumerate(heads) if any(cells[place] for cells in table.values())]
+    rows = []
+    for name, cells in table.items():
+        shown = "".join(
+            f"<td{' class=text' * (head in TEXTS)}>{html.escape(cell)}</td>"
+            for head, cell in zip(heads, cells, strict=True)
+            if head in used
         )
-    return _laid_out(heads | ({"further": ""} if further else {}), rows, "systems")
+        rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{shown}</tr>')
+    return _laid_out({"system": "", **{head: heads[head] for head in used}}, rows, "systems")
 
 
 def _codes(results: Results) -> str:
@@ -236,7 +239,7 @@ def _codes(results: Results) -> str:
     rows = []
     coded = {name: system for name, system in results.systems.items() if system.get("codebook_use")}
     if not coded:
-        return "<p>None of the systems has codes.</p>"
+        return "<p>No codes were looked at.</p>"
     if baseline := results.settings.get("probe_baseline"):
         coded["log-mel, no codec"] = {"probe_embedded": baseline}
     columns = {fact: head for fact, head in CODES.items() if any(system.get(fact) for system in coded.values())}
