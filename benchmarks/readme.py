@@ -386,6 +386,35 @@ def serving() -> str:
     return f"{table(('server', ''), lines)}\n\nCommits {', '.join(sorted(commits))}."
 
 
+def losses() -> str:
+    """What lost blocks cost, by what stands in for them; a star where the test of the model against that tells."""
+    result = json.loads((RESULTS / "losses.json").read_text())
+    points = {(p["pattern"], p["rate"], p["method"], p["kind"]): p for p in result["table"]}
+    told = {
+        (d["pattern"], d["rate"], d["test"]["second"], d["kind"], d["measure"])
+        for d in result["differences"]
+        if d["test"]["first"] == "model" and (d["test"]["p_holm"] or 1.0) < 0.05
+    }
+    columns = (("speech", "stoi"), ("speech", "mel_l1"), ("music", "mel_l1"), ("sound", "mel_l1"))
+    lines = []
+    for pattern, rate in (("random", 0.0), ("random", 0.05), ("random", 0.2), ("bursts", 0.2)):
+        for method in ("model", "repetition", "silence") if rate else ("model",):
+            cells = []
+            for kind, measure in columns:
+                value = points[pattern, rate, method, kind][measure]
+                star = "*" * ((pattern, rate, method, kind, measure) in told)
+                cells.append(f"{value['mean']:.3f}{star} ({value['low']:.3f} to {value['high']:.3f})")
+            share = f"{points[pattern, rate, method, 'all']['lost']:.1%}, {pattern}" if rate else "none"
+            lines.append((share, method if rate else "", *cells))
+    kinds = [clip["kind"] for clip in result["clips"]]
+    counts = ", ".join(f"{kinds.count(kind)} of {kind}" for kind in dict.fromkeys(kinds))
+    heads = ("lost blocks", "filled by", "speech: STOI", "mel L1", "music: mel L1", "sound: mel L1")
+    return (
+        f"{table(heads, lines)}\n\n{result['model']}, clips: {counts}; 95 % intervals; * differs from the model with "
+        f"p < 0.05 (signed-rank test on the same clips, after Holm); commit {str(result['machine']['commit'])[:7]}."
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "mini": mini,
     "quality-dev": dev,
@@ -399,6 +428,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "superres": superres,
     "entropy": entropy,
     "ratios": ratios,
+    "losses": losses,
     "page": page,
     "serving": serving,
     **{name: partial(outcome, name) for name in OUTCOMES},

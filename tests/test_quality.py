@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality, readme
+from semanticodec.bench import losses
 from semanticodec.bench.results import Results
 
 
@@ -44,6 +45,29 @@ def test_a_column_of_fewer_clips_says_so():
     found.clips["b"]["kind"] = "speech"
     text = readme.compared(found, [("speech", "stoi"), ("speech", "mel_l1")])
     assert text.splitlines()[-1] == "Clips: 2 of speech (mel L1 1); commit 0123456."
+
+
+def test_lost_blocks_have_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clips = {f"{kind}{n}": {"kind": kind} for kind in ("speech", "music", "sound") for n in range(7)}
+    better = {"model": 0.0, "repetition": 0.1, "silence": 0.1}
+    values = {
+        each.name: {
+            "lost": {clip: [0.9 * each.rate, 20.0] for clip in clips},
+            "mel_l1": {clip: [0.5 + each.rate * better[each.method] + int(clip[-1]) / 100, 1.0] for clip in clips},
+            "stoi": {clip: [0.75, 1.0] for clip in clips},
+        }
+        for each in losses.CONDITIONS
+    }
+    machine = {"commit": "0123456789"}
+    losses.write(tmp_path, Results("t", machine, {"model": "mini-100"}, clips, {}, values))
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    lines = readme.losses().splitlines()
+    assert lines[0] == "| lost blocks | filled by | speech: STOI | mel L1 | music: mel L1 | sound: mel L1 |"
+    assert len(lines) == 2 + 1 + 3 * 3 + 2
+    assert lines[2].startswith("| none |  | 0.750 (0.750 to 0.750) | 0.530 (0.")
+    assert lines[7].startswith("| 18.0%, random | repetition | 0.750 (0.750 to 0.750) | 0.550* (0.5")
+    assert lines[6].startswith("| 18.0%, random | model | 0.750 (0.750 to 0.750) | 0.530 (0.5")
+    assert "mini-100, clips: 7 of speech, 7 of music, 7 of sound" in lines[-1]
 
 
 def test_tables_go_between_their_marks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
