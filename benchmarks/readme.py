@@ -1,6 +1,6 @@
-"""Write the README's tables from results files: ``python -m benchmarks.readme`` (``--check`` only compares).
+"""Write the tables of the README, and of that of corpora, from results: ``python -m benchmarks.readme``.
 
-A table stands between ``<!-- table NAME -->`` and ``<!-- /table -->``.
+``--check`` only compares.  A table stands between ``<!-- table NAME -->`` and ``<!-- /table -->``.
 """
 
 import argparse
@@ -16,10 +16,12 @@ from semanticodec.bench.metrics import METRICS
 from semanticodec.bench.results import Results, read_results
 from semanticodec.config import DEFAULT_PRESET, PRESETS
 
+from . import corpus_table
 from .speed import PUBLISHED_CPU, STEPS
 
 ROOT = Path(__file__).resolve().parent
 README = ROOT.parent / "README.md"
+CORPUS = ROOT.parent / "semanticodec" / "corpus" / "README.md"
 RESULTS = ROOT / "results"
 
 
@@ -415,6 +417,16 @@ def losses() -> str:
     )
 
 
+def corpus() -> str:
+    """One row per part of ``benchmarks.corpus``."""
+    lines = []
+    for part in corpus_table.PARTS:
+        result = json.loads((RESULTS / f"corpus-{part}.json").read_text())
+        what, seen = corpus_table.told(part, result[part])
+        lines.append((f"`{part}`", what, seen, f"{result['load']:.0f}", str(result["machine"]["commit"])[:7]))
+    return table(("part", "what", "seen", "load", "commit"), lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "mini": mini,
     "quality-dev": dev,
@@ -432,6 +444,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "page": page,
     "serving": serving,
     **{name: partial(outcome, name) for name in OUTCOMES},
+    "corpus": corpus,
 }
 
 
@@ -453,11 +466,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(arguments)
-    now = README.read_text()
-    then = filled(now)
-    if given.check:
-        sys.exit(0 if now == then else "the README's tables are not those of benchmarks/results: make readme")
-    README.write_text(then)
+    for page in (README, CORPUS):
+        now = page.read_text()
+        then = filled(now)
+        if not given.check:
+            page.write_text(then)
+        elif now != then:
+            sys.exit(f"the tables of {page.relative_to(ROOT.parent)} are not those of benchmarks/results: make readme")
 
 
 if __name__ == "__main__":
