@@ -28,7 +28,9 @@ def told(part: str, f: dict[str, Any]) -> tuple[str, str]:
                 f"{f['byte_identical']} times the same bytes",
             )
         case "command-kills":
-            what = f"the whole command with its two workers killed at {f['points']} random moments and resumed"
+            late = f["finished_before_the_kill"]
+            when = f"{f['points']} random moments ({late} after its end)"
+            what = f"the whole command with its two workers killed at {when}, resumed"
             return what, f"{f['byte_identical']} times the same bytes"
         case "ray-kills":
             workers, nodes = f["workers_killed"], f["nodes_lost"]
