@@ -69,8 +69,9 @@ def test_poison(nodes: Nodes, clips: Path, tmp_path: Path, monkeypatch: pytest.M
     check(clips, tmp_path, lambda: True, monkeypatch)
 
 
-def test_a_killed_encoder(nodes: Nodes, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    check(clips, tmp_path, lambda: bool(nodes.kill("Encoder")), monkeypatch)
+@pytest.mark.parametrize("name", ["Encoder", "Ledger"])
+def test_a_killed_actor(nodes: Nodes, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    check(clips, tmp_path, lambda: bool(nodes.kill(name)), monkeypatch)
 
 
 @pytest.mark.usefixtures("nodes")

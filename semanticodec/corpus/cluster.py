@@ -133,23 +133,29 @@ def _run_wave(wave: list[tuple[int, list[Item]]], options: CorpusOptions) -> Ite
     config = work.load_config()
     how = Reading(config, work.channels, work.vad, work.keep_features)
     assemblers = {chunk: Assembler(chunk, items, config, keep_features=work.keep_features) for chunk, items in wave}
-    for batch in _pipeline(wave, how, work, options).iter_batches(batch_size=None, batch_format="pyarrow"):
-        touched = set()
-        rows: list[dict[str, Any]] = batch.to_pylist()  # type: ignore[union-attr]
-        for row in rows:
-            # An actor that died may have delivered what its successor delivers again.
-            if row["chunk"] in assemblers:
-                assemblers[row["chunk"]].add(_event(row))
-                touched.add(row["chunk"])
-        for chunk in sorted(touched):
-            if assemblers[chunk].complete:
-                yield assemblers.pop(chunk).finish()
-
-
-def _pipeline(wave: list[tuple[int, list[Item]]], how: Reading, work: Work, options: CorpusOptions) -> ray.data.Dataset:
-    on_cpu = options.kind == "cpu"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     ledger = _Ledger.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    try:
+        decoded = _pipeline(wave, how, work, options, ledger)
+        for batch in decoded.iter_batches(batch_size=None, batch_format="pyarrow"):
+            touched = set()
+            rows: list[dict[str, Any]] = batch.to_pylist()  # type: ignore[union-attr]
+            for row in rows:
+                # An actor that died may have delivered what its successor delivers again.
+                if row["chunk"] in assemblers:
+                    assemblers[row["chunk"]].add(_event(row))
+                    touched.add(row["chunk"])
+            for chunk in sorted(touched):
+                if assemblers[chunk].complete:
+                    yield assemblers.pop(chunk).finish()
+    finally:
+        ray.kill(ledger)  # it would live as long as the connection
+
+
+def _pipeline(
+    wave: list[tuple[int, list[Item]]], how: Reading, work: Work, options: CorpusOptions, ledger: Any
+) -> ray.data.Dataset:
+    on_cpu = options.kind == "cpu"
     tables = [
         to_table(items).append_column("chunk", pa.array([chunk] * len(items), pa.int64())) for chunk, items in wave
     ]
@@ -176,7 +182,7 @@ def _pipeline(wave: list[tuple[int, list[Item]]], how: Reading, work: Work, opti
     )
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)  # counting twice only makes a chunk read apart
 class _Ledger:
     """Counts how often the decoding of a chunk was begun."""
 
