@@ -51,7 +51,10 @@ def attach(vae: AutoencoderKL, source: checkpoints.Source) -> None:
     tensors = read(source)
     whole = AutoencoderKL(vae.config)
     state = {name: value for name, value in whole.state_dict().items() if name.startswith(PARTS)}
-    whole.load_state_dict(checkpoints.matched(tensors, [], state, str(source)), strict=False)
+    found = checkpoints.matched(tensors, [], state, str(source))
+    for part in PARTS:
+        own = {name.removeprefix(part): value for name, value in found.items() if name.startswith(part)}
+        whole.get_submodule(part.removesuffix(".")).load_state_dict(own)
     weight = vae.post_quant_conv.weight
     whole.to(weight.device, weight.dtype, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     vae.encoder, vae.quant_conv = whole.encoder, whole.quant_conv

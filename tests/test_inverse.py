@@ -68,6 +68,15 @@ def test_it_serves_one_decoder(tmp_path: Path) -> None:
         SemantiCodec.from_pretrained(tmp_path).editor(random_codes(CONFIG, 16))
 
 
+@pytest.mark.parametrize("part", inverse.PARTS)
+def test_every_part_is_filled_by_its_own_tensors(tmp_path: Path, part: str) -> None:
+    tensors = halves()
+    lost = next(name for name in tensors if name.startswith(part))
+    inverse.save(folder(tmp_path), VAE, {name: value for name, value in tensors.items() if name != lost})
+    with pytest.raises(CheckpointError, match=f"does not fill: {lost}"):
+        SemantiCodec.from_pretrained(tmp_path).editor(random_codes(CONFIG, 16))
+
+
 def test_weights_without_one_say_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"vae_encoder.safetensors is missing.*training inverse"):
         SemantiCodec.from_pretrained(folder(tmp_path)).editor(random_codes(CONFIG, 16))
@@ -84,7 +93,7 @@ def official(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     fill(model)
     fill(vae, 7)
     assert model.latent is not None
-    vae.load_state_dict(model.latent.vae.state_dict(), strict=False)
+    vae.load_state_dict(vae.state_dict() | model.latent.vae.state_dict())
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("conditioner.")}
     both = {f"latent.vae.{name}": tensor for name, tensor in vae.state_dict().items()}
     place = tmp_path / "official"
