@@ -341,7 +341,7 @@ class Generator:
         """Return the n of ``[B, candidates, S]`` that are nearest to texts, or to sounds ``[B, S']``, best first."""
         assert isinstance(self.prompts, PromptConditioner)
         with torch.inference_mode():
-            scores = self.prompts.rank(waves.transpose(0, 1).flatten(0, 1), self.sample_rate, wanted).scores
+            scores = self.prompts.rank(waves.transpose(0, 1).flatten(0, 1), self.sample_rate, wanted)
         best = scores.argsort(dim=1, descending=True, stable=True)[:, :n].cpu()
         return torch.stack([row[order] for row, order in zip(waves, best, strict=True)])
 

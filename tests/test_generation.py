@@ -240,7 +240,7 @@ class TestPrompts:
         own = prompted("film", tmp_path)
         assert isinstance(own.prompts, PromptConditioner)
         every = own.generate("a dog barks", duration=0.5, n=4)[0]
-        scores = own.prompts.rank(every, RATE, ["a dog barks"]).scores[0]
+        scores = own.prompts.rank(every, RATE, ["a dog barks"])[0]
         best = own.generate("a dog barks", duration=0.5, n=2, candidates=4)[0]
         assert torch.equal(best, every[scores.argsort(descending=True)[:2]])
 
@@ -249,7 +249,7 @@ class TestPrompts:
         assert isinstance(own.prompts, PromptConditioner)
         wave = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
         every = own.similar(wave, RATE, n=4)
-        scores = own.prompts.rank(every, RATE, wave).scores[0]
+        scores = own.prompts.rank(every, RATE, wave)[0]
         best = own.similar(wave, RATE, n=2, candidates=4)
         assert torch.equal(best, every[scores.argsort(descending=True)[:2]])
         against = own.similar(wave, RATE, negative="rain falls")

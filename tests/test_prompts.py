@@ -163,7 +163,7 @@ def test_bfloat16(systems: dict[str, PromptConditioner], name: str, monkeypatch:
 def test_candidates_are_ranked_by_the_shared_clap(systems: dict[str, PromptConditioner]) -> None:
     for system in systems.values():
         waves = noise(4, 5000, scale=0.1)
-        scores = system.rank(waves, 16_000, TEXTS[:2]).scores
+        scores = system.rank(waves, 16_000, TEXTS[:2])
         sounds, texts = system.clap.audio(waves, 16_000), system.clap.text(TEXTS[:2])
         for i in range(2):
             for j in range(2):

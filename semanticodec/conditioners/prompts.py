@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..latent import Conditioning
-from ..ranking import Ranking, rank
+from ..ranking import rank
 from .clap import CLAP
 from .config import PromptConfig
 from .phonemes import Phonemes
@@ -145,13 +145,16 @@ class PromptConditioner(nn.Module):
                 "transcription into sentences and generate each"
             )
 
-    def rank(self, waves: Tensor, sample_rate: int, wanted: Sequence[str] | Tensor) -> Ranking:
-        """Tell which candidates are nearest to what was asked for.
+    def rank(self, waves: Tensor, sample_rate: int, wanted: Sequence[str] | Tensor) -> Tensor:
+        """Tell how near candidates are to what was asked for.
 
         Args:
             waves: ``[n * B, S]``; candidate j of text i stands at ``i + j * B``.
             sample_rate: in Hz.
             wanted: the B descriptions, or B sounds ``[B, S']`` at the same rate.
+
+        Returns:
+            Cosines ``[B, n]`` of every candidate with its own description or sound.
 
         Raises:
             AudioError: the sounds cannot be used.
