@@ -69,6 +69,14 @@ def test_tempo() -> None:
     assert tempo_groups({"x": [0, 0.5], "y": [0, 0.4959], "z": [0, 0.49], "w": []}) == {40: ["x", "y", "z"], 0: ["w"]}
 
 
+@pytest.mark.parametrize("wrong", [(1.0, 1.0), (0.0, 2.0, 1.5), (0.0, float("nan"), 1.0)], ids=str)
+def test_beats_that_do_not_rise(corpus: tuple[Corpus, dict[str, Beats]], wrong: tuple[float, ...]) -> None:
+    with pytest.raises(AudioError, match="must rise"):
+        tempo(wrong)
+    with pytest.raises(AudioError, match="must rise"):
+        BeatPairs(corpus[0], {"a": Beats(wrong, (1.0,))}, RATE, 160, 1, seed=0)
+
+
 @pytest.mark.parity
 def test_tempo_groups_as_published(golden: Goldens, request: pytest.FixtureRequest) -> None:
     recorded = golden.arrays("musicldm")
@@ -148,6 +156,14 @@ def test_crops_longer_than_what_follows_a_downbeat(corpus: tuple[Corpus, dict[st
     start = round(0.4 * RATE)
     assert torch.equal(pairs.first[0, : 8 * RATE - start], whole.wave(whole.clips[0], start))
     assert not pairs.first[0, 8 * RATE - start :].any()
+
+
+def test_clips_without_a_tempo_are_not_mixed(corpus: tuple[Corpus, dict[str, Beats]]) -> None:
+    whole, beats = corpus
+    struck_once = {name: Beats((t,), (t,)) for name, t in (("a", 0.4), ("b", 0.7))}
+    pairs = BeatPairs(whole, struck_once | {"c": beats["c"]}, RATE, 160, 60, seed=0)(0)
+    assert (pairs.weight == 1).all()
+    assert torch.equal(pairs.first, pairs.second)
 
 
 def test_no_beats_at_all(corpus: tuple[Corpus, dict[str, Beats]]) -> None:

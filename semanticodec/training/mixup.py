@@ -8,6 +8,7 @@ Source: MusicLDM (spec 5.4): recordings of alike tempo, both cut to start on a d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,7 +87,14 @@ def track_beats(wave: Tensor, sample_rate: int) -> Beats:
 
 
 def tempo(beats: Sequence[float]) -> int:
-    """Return whole beats per minute of beat times in seconds; 0 for fewer than two beats."""
+    """Return whole beats per minute of beat times in seconds; 0 for fewer than two beats.
+
+    Raises:
+        AudioError: a time does not come after the one before.
+    """
+    for before, after in pairwise(beats):
+        if not before < after:
+            raise AudioError(f"seen a beat at {after} s after one at {before} s; beat times must rise: sort them")
     if len(beats) < 2:
         return 0
     return round((len(beats) - 1) / (beats[-1] - beats[0]) * 60)
@@ -139,6 +147,7 @@ class BeatPairs:
             alpha: both parameters of the Beta distribution of the weight.
 
         Raises:
+            AudioError: the times of a clip's beats do not rise.
             ConfigError: no clip has beats.
         """
         self.corpus, self.length, self.batch, self.seed = corpus, length, batch, seed
@@ -151,7 +160,9 @@ class BeatPairs:
             for clip in self.clips
         }
         by_name = {clip.name: clip for clip in self.clips}
-        groups = tempo_groups({clip.name: beats[clip.name].beats for clip in self.clips if self.starts[clip.name]})
+        # No tempo, that is 0, is not a tempo that recordings share.
+        timed = {name: found for name in by_name if self.starts[name] and tempo(found := beats[name].beats)}
+        groups = tempo_groups(timed)
         self.partners = {
             name: [by_name[other] for other in names if other != name] for names in groups.values() for name in names
         }
@@ -159,7 +170,7 @@ class BeatPairs:
     def __call__(self, step: int, rank: int = 0) -> Pairs:
         """Return the pairs of one step.
 
-        A clip with no downbeat, or alone in its group, starts anywhere and is not mixed.
+        A clip with no tempo, with no downbeat, or alone in its group is not mixed; with no downbeat it starts anywhere.
         """
         rng = np.random.default_rng((self.seed, step, rank))
         rows = [self._pair(rng) for _ in range(self.batch)]
