@@ -325,8 +325,16 @@ OUTCOMES: dict[str, dict[str, tuple[str, str]]] = {
         "repair 20%: damaged, decoded": ("20 % of the groups damaged, decoded as they are", DISTANCE),
         "repair 20%: lost, left to the model": ("marked as lost (-1), left to the model", DISTANCE),
         "repair 20%: lost, held": ("replaced by the group before", DISTANCE),
-        "crossfade at once": ("from one stream to another at once: change of the spectrum", DISTANCE),
+        "crossfade at once": ("from one stream to another at once: largest change, in usual ones", DISTANCE),
         "crossfade in turns": ("group by group in turns", DISTANCE),
+        "swap: features, cosine to the semantic side minus to the acoustic side": (
+            "semantic codes of one clip, acoustic of another: how much nearer to the first, cosine of features",
+            DISTANCE,
+        ),
+        "swap: mean log-mel, distance to the acoustic side minus to the semantic side": (
+            "the same: mean log-mel, nats",
+            DISTANCE,
+        ),
     },
 }
 """Of a results file: which of its outcomes are shown, how they are called, and with how many digits."""

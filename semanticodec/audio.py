@@ -37,6 +37,8 @@ LOG_FLOOR = 1.1920929e-07
 LOWEST_RATE, HIGHEST_RATE = 1_000, 1_000_000
 """Sample rates in Hz that are resampled; a file whose header says otherwise is damaged, or meant to fill memory."""
 HIGHEST_OGG_RATE = 200_000
+MOST_CHANNELS = 64
+"""Of one recording; more are samples and channels the wrong way round."""
 LOUDEST = 1e9
 """Samples beyond this would overflow in the filter bank; nothing that is meant to lie in [-1, 1] gets near."""
 PIECE = 1 << 20
@@ -302,7 +304,7 @@ def recording(wave: Tensor | np.ndarray) -> Tensor:
         wave: ``[S]`` or ``[channels, S]``.
 
     Raises:
-        AudioError: no samples, integers, NaN, infinite or huge samples, or another shape.
+        AudioError: no samples, integers, NaN, infinite or huge samples, too many channels, or another shape.
     """
     wave = as_tensor(wave, AudioError)
     if not wave.is_floating_point():
@@ -311,6 +313,11 @@ def recording(wave: Tensor | np.ndarray) -> Tensor:
         )
     if not 1 <= wave.ndim <= 2 or 0 in wave.shape:
         raise AudioError(f"a recording must be [S] or [channels, S] and not empty, seen {tuple(wave.shape)}")
+    if wave.ndim == 2 and len(wave) > MOST_CHANNELS:
+        raise AudioError(
+            f"a recording must be [S] or [channels, S], seen {tuple(wave.shape)}: {len(wave)} channels are more than "
+            f"{MOST_CHANNELS}; transpose it"
+        )
     return checked(wave.detach().to("cpu", torch.float32))
 
 

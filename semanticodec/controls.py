@@ -73,12 +73,15 @@ def follow(network: ControlNet, curve: Tensor, bins: int, scale: float = 1.0) ->
     return Control(network, loudness_hint(curve, bins), scale)
 
 
-def following(network: ControlNet, curve: Tensor, config: LatentConfig, condition: Condition) -> Condition:
+def following(
+    network: ControlNet, curve: Tensor, scale: float, config: LatentConfig, condition: Condition
+) -> Condition:
     """Return a condition that says the same as another, and how loud to be besides.
 
     Args:
         network: from :func:`read`.
         curve: nats ``[M]``, a value per mel row; the last one holds on.
+        scale: as in :func:`follow`.
         config: of the generator.
         condition: what is said already.
     """
@@ -90,7 +93,7 @@ def following(network: ControlNet, curve: Tensor, config: LatentConfig, conditio
 
         # In both halves, as in training: guidance is away from no label, not away from no control.
         def with_control(half: Conditioning) -> Conditioning:
-            control = follow(network, own.expand(max(1, half.count), -1), bins)
+            control = follow(network, own.expand(max(1, half.count), -1), bins, scale)
             return replace(half, controls=(*half.controls, control))
 
         asked, absent = condition(first, steps)

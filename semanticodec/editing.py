@@ -7,7 +7,6 @@ C channels of one recording, S samples, T latent steps, F latent cells per step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,6 +29,9 @@ from .regions import cell_mask, composed, grid_spans, grid_windows, placed_windo
 WINDOW, OVERLAP = 256, 64
 """Latent steps that are generated at once (10.24 s at 16 kHz, as trained), and given again to the next window."""
 
+LONGEST = 3600.0
+"""Seconds that are generated at once; what is longer is better generated in parts."""
+
 Condition = Callable[[int, int], tuple[Conditioning, Conditioning]]
 """(first latent step, steps) -> what to generate there and what guidance steers away from: one row for all, or each."""
 Draws = Callable[[int, Tensor], Draw]
@@ -48,6 +50,7 @@ class Editor:
         prefix: the U-Net is told the overlap by channels of its own (mini's codec) instead of by the mask.
         peak: level at which recordings are shown to the autoencoder, as published; None leaves theirs, as codes need.
         unit: windows begin at multiples of so many latent steps, all that the condition can be told apart.
+        longest: latent steps that the condition tells of in order, as speech does; None: it fits any window.
     """
 
     latent: LatentDiffusion
@@ -57,6 +60,7 @@ class Editor:
     prefix: bool = False
     peak: float | None = 0.5
     unit: int = 1
+    longest: int | None = None
 
     @property
     def sample_rate(self) -> int:
@@ -88,8 +92,8 @@ class Editor:
             AudioError: ``wave`` is no recording.
             ConfigError: the strength or an option is out of range.
 
-        Source: AudioLDM's style transfer (spec section 8.1), which starts one timestep below where it noised to, fails
-        at strength 1, and loses 0.12 s.
+        Source: AudioLDM's style transfer (spec section 8.1), which starts one timestep below where it noised to and
+        fails at strength 1, as options with the published path do here, and loses 0.12 s.
         """
         source = self._source(wave, sample_rate)
         return self._edited(source, None, strength, seed, options)
@@ -164,11 +168,12 @@ class Editor:
 
         Raises:
             AudioError: ``wave`` is no recording.
-            ConfigError: a time is negative or infinite, or both are less than half a sample.
+            ConfigError: a time is negative or longer than an hour, both are less than half a sample, or the model
+                speaks for a shorter time than the result has.
         """
         asked = f"{before} s before and {after} s after were asked for"
-        if not (0 <= before < math.inf and 0 <= after < math.inf):
-            raise ConfigError(f"{asked}; times from 0 up are needed, and at least one must be above 0")
+        if not (0 <= before <= LONGEST and 0 <= after <= LONGEST):
+            raise ConfigError(f"{asked}; times from 0 to {LONGEST:.0f} s are needed, and one of them above 0")
         lead, tail = (round(seconds * self.sample_rate) for seconds in (before, after))
         if not lead + tail:
             raise ConfigError(f"{asked}; at least one must be above 0, by a sample (1/{self.sample_rate} s) or more")
@@ -253,6 +258,11 @@ class Editor:
         gain = self.peak / loudest if self.peak and loudest else 1.0
         step = self.latent.config.step_samples
         steps = -(-whole.shape[1] // step)
+        if self.longest is not None and steps > self.longest:
+            raise ConfigError(
+                f"{whole.shape[1] / self.sample_rate:g} s are to be edited, and this model speaks for "
+                f"{self.longest * step / self.sample_rate:g} s at a time; edit that much of the recording"
+            )
         options = options or SamplerOptions()
         if renew:
             options = replace(options, sampler="ddim", eta=1.0 if options.eta is None else options.eta)
@@ -319,7 +329,7 @@ class Editor:
                 options,
                 known,
                 masked=Masked(part, mask, renew=renew) if mask.any() else None,
-                start=None if strength is None else Partial(part, strength),
+                start=None if strength is None else Partial(part, strength, options.path == "published"),
             )
             result[:, :, begin:end] = generated[:, :, begin - first : end - first]
             keep[:, :, begin:end] = 1.0

@@ -24,7 +24,7 @@ from .conditioners.prompts import Policy, PromptConditioner, Prompts
 from .config import LatentConfig, UNetConfig, VAEConfig, VocosConfig
 from .devices import usable_device, usable_dtype
 from .diffusion import SamplerOptions, is_whole
-from .editing import OVERLAP, WINDOW, Editor, always
+from .editing import LONGEST, OVERLAP, WINDOW, Editor, always
 from .errors import CheckpointError, ConfigError
 from .family import load_system
 from .latent import Conditioning, LatentDiffusion
@@ -35,8 +35,6 @@ from .values import from_json
 
 ROWS_AT_ONCE = 8
 """Results that a GPU generates at once; a CPU takes one after the other, so that none depends on its company."""
-LONGEST = 3600.0
-"""Seconds; what is longer is better generated in parts."""
 
 
 class Conditioner(Protocol):
@@ -151,13 +149,18 @@ class Generator:
 
         Raises:
             CheckpointError: weights are missing, damaged or of another architecture.
-            ConfigError: no such model generates, there is no such device here, or nothing computes in the dtype.
+            ConfigError: no such model generates, ``weights`` are given to another than a published system, there is no
+                such device here, or nothing computes in the dtype.
         """
         device, dtype = usable_device(device), usable_dtype(dtype)
         home = torch.device("cpu") if offload else device
         name = str(name_or_folder)
         prompts: Conditioner
         control: ControlNet | None = None
+        if weights is not None and name not in SYSTEMS:
+            raise ConfigError(
+                f"weights {weights} are for a published system, {name} is none: give its folder as the name"
+            )
         if diffusers_layout.is_folder(name):
             latent = diffusers_layout.load_latent(name, device=home, dtype=dtype)
             prompts, window, overlap = load_prompts(Path(name), device=home, dtype=dtype), WINDOW, OVERLAP
@@ -203,7 +206,8 @@ class Generator:
         negatives: str | Sequence[str] | None = None,
         transcriptions: str | Sequence[str] = (),
         policy: Policy = "zeros",
-        loudness: Tensor | None = None,
+        loudness: Tensor | np.ndarray | None = None,
+        loudness_scale: float = 1.0,
         options: SamplerOptions | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Tensor:
@@ -222,6 +226,7 @@ class Generator:
                 :data:`~semanticodec.conditioners.prompts.Policy`; negative prompts take "negative_prompt" there.
             loudness: how loud to be from moment to moment, nats ``[M]``, a value per mel row (10 ms); the last
                 holds on.  :func:`semanticodec.controls.loudness_of` gives that of a recording.  For mini-gen.
+            loudness_scale: how strongly the curve is followed; 0 is not at all.
             options: solver, steps, guidance; None takes the preset's.
             progress: called with the share done, 0 to 1.
 
@@ -242,9 +247,12 @@ class Generator:
         kept = self._kept(n, candidates)
         if isinstance(self.prompts, PromptConditioner):
             self.prompts.check_duration(duration, self.window * self.latent.config.step_samples / self.sample_rate)
-        if loudness is not None and (self.control is None or loudness.ndim != 1 or not len(loudness)):
-            seen = f"a curve of shape {tuple(loudness.shape)} is given to {self.name}, which has " + (
-                "no ControlNet for loudness" if self.control is None else "one for curves of one dimension"
+        curve = None if loudness is None else torch.as_tensor(loudness, dtype=torch.float32)
+        if curve is not None and (
+            self.control is None or curve.ndim != 1 or not len(curve) or not curve.isfinite().all()
+        ):
+            seen = f"a curve of shape {tuple(curve.shape)} is given to {self.name}, which has " + (
+                "no ControlNet for loudness" if self.control is None else "one for finite curves of one dimension"
             )
             raise ConfigError(f"{seen}; leave it out, or take {MINI_GEN.name} and loudness_of(wave, rate, config)")
 
@@ -253,7 +261,8 @@ class Generator:
             own = None if against is None else against[rows]
             return self.prompts(some), self._absent(len(some.texts), policy, own)
 
-        waves = self._generate(told, count, duration, n, kept, seed, options, progress, loudness)
+        follow = None if curve is None else (curve, loudness_scale)
+        waves = self._generate(told, count, duration, n, kept, seed, options, progress, follow)
         return waves if candidates is None else self._best(waves, n, prompts.texts)
 
     def similar(
@@ -325,7 +334,7 @@ class Generator:
         negatives = None if negative is None else [negative]
         with torch.inference_mode():
             condition = always(self.prompts(prompts), self._absent(1, policy, negatives))
-        return Editor(self.latent, condition, self.window, self.overlap)
+        return Editor(self.latent, condition, self.window, self.overlap, longest=self.window if self._speaks else None)
 
     @property
     def _speaks(self) -> bool:
@@ -362,9 +371,9 @@ class Generator:
         seed: int,
         options: SamplerOptions | None,
         progress: Callable[[float], None] | None,
-        loudness: Tensor | None = None,
+        follow: tuple[Tensor, float] | None = None,
     ) -> Tensor:
-        """Return ``[count, kept, S]``."""
+        """Return ``[count, kept, S]``; ``follow`` is a loudness curve and the scale of its control."""
         samples = made = self._samples(duration)
         if self._speaks:  # the text fills a window, however much of it is wanted
             made = max(samples, self.window * self.latent.config.step_samples)
@@ -382,9 +391,9 @@ class Generator:
             for some in _chunks(every, at_once):
                 index = [row for row, _ in some]
                 condition = always(asked.rows(index), absent.rows(index))
-                if loudness is not None:
+                if follow is not None:
                     assert self.control is not None
-                    condition = controls.following(self.control, loudness, self.latent.config, condition)
+                    condition = controls.following(self.control, *follow, self.latent.config, condition)
                 editor = Editor(self.latent, condition, self.window, self.overlap)
 
                 def report(share: float, done: int = done, size: int = len(some)) -> None:

@@ -35,7 +35,7 @@ class Control:
             all.  :func:`guess_scales` gives those of guess mode.
 
     Raises:
-        ConfigError: there are more or fewer scales than outputs.
+        ConfigError: there are more or fewer scales than outputs, or they are not finite.
     """
 
     network: ControlNet
@@ -48,6 +48,8 @@ class Control:
                 f"{len(self.scales)} scales were given for the {self.network.outputs} outputs of a ControlNet; give "
                 "one number for all, or one each (guess_scales)"
             )
+        if not torch.tensor(self.scales).isfinite().all():
+            raise ConfigError(f"the scales of a control are {self.scales}; finite numbers are needed, 0 is no control")
 
 
 def guess_scales(outputs: int) -> tuple[float, ...]:

@@ -109,6 +109,7 @@ class SuperResolution:
         cls,
         name_or_folder: str | os.PathLike[str] = MINI_SR.name,
         *,
+        weights: str | os.PathLike[str] | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         offload: bool = False,
@@ -118,23 +119,29 @@ class SuperResolution:
         Args:
             name_or_folder: a preset ("mini-sr", "audiosr-basic", "audiosr-speech"), or a folder with
                 ``model.safetensors`` (ours) or ``pytorch_model.bin`` (AudioSR's).
+            weights: AudioSR's file, or the folder that holds it; None looks where ``semanticodec models`` says.
             device: where to compute.
             dtype: of the weights, floating point; half precision is for GPUs.
             offload: keep everything in main memory but the part that is running.
 
         Raises:
             CheckpointError: weights are missing, damaged or of another architecture.
-            ConfigError: there is no such device here, or nothing computes in the dtype.
+            ConfigError: ``weights`` are given to another than a published system, there is no such device here, or
+                nothing computes in the dtype.
         """
         device, dtype = usable_device(device), usable_dtype(dtype)
         if offload:
-            own = cls.from_pretrained(name_or_folder, dtype=dtype)
+            own = cls.from_pretrained(name_or_folder, weights=weights, dtype=dtype)
             own.latent.offload(Offload(device))
             return own
         name = str(name_or_folder)
         if name in SUPERRES_PRESETS and name != MINI_SR.name:
             config = SUPERRES_PRESETS[name]
-            return cls(config, load_latent(system(name), device=device, dtype=dtype))
+            return cls(config, load_latent(system(name), weights, device=device, dtype=dtype))
+        if weights is not None:
+            raise ConfigError(
+                f"weights {weights} are for a published system, {name} is none: give its folder as the name"
+            )
         folder = checkpoints.WEIGHTS / name if name == MINI_SR.name else Path(name_or_folder)
         published = system("audiosr-basic")
         if (folder / published.weights.file).is_file():

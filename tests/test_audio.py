@@ -29,6 +29,7 @@ from semanticodec.audio import (
     log_mel,
     open_sound,
     pieces,
+    recording,
     resample,
     save,
 )
@@ -303,3 +304,9 @@ def test_what_is_kept_can_be_trained_with_whoever_asked_first():
     with torch.inference_mode():
         kept = (audio.slaney_filters(), audio._hann(400), audio._kaldi_filters())
     assert not any(tensor.is_inference() for tensor in kept)
+
+
+def test_samples_and_channels_the_wrong_way_round_are_refused() -> None:
+    assert recording(torch.zeros(64, 1)).shape == (64, 1)
+    with pytest.raises(AudioError, match=r"seen \(2000, 2\): 2000 channels .* transpose"):
+        recording(torch.zeros(2000, 2))

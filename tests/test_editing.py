@@ -216,11 +216,25 @@ class TestOutpaint:
         assert torch.equal(heard[1602 : 1602 + samples], wave)
 
     @pytest.mark.parametrize(
-        "times", [{}, {"before": -1.0, "after": 2.0}, {"after": math.inf}, {"before": math.nan}, {"after": 1e-5}]
+        "times",
+        [
+            {},
+            {"before": -1.0, "after": 2.0},
+            {"after": math.inf},
+            {"before": math.nan},
+            {"after": 1e-5},
+            {"after": 4e3},
+        ],
     )
     def test_impossible_times_are_refused(self, times: dict[str, float]) -> None:
-        with pytest.raises(ConfigError, match="at least one must be above 0"):
+        with pytest.raises(ConfigError, match=r"(at least one must be|one of them) above 0"):
             editor().outpaint(sound(), RATE, **times)
+
+    def test_speech_ends_with_its_window(self) -> None:
+        spoken = editor(longest=16)  # of 0.04 s
+        spoken.inpaint(sound(0.64), RATE, [Region(0.2, 0.3)])
+        with pytest.raises(ConfigError, match=r"0\.7 s are to be edited, and this model speaks for 0\.64 s at a time"):
+            spoken.outpaint(sound(0.5), RATE, after=0.2)
 
 
 class TestUpsample:
@@ -244,6 +258,12 @@ class TestTransfer:
             kept.append(float(torch.corrcoef(torch.stack([result.flatten(), given.flatten()]))[0, 1]))
         assert kept[0] > 0.9
         assert kept[0] > kept[1] > kept[2]
+
+    def test_the_published_path_has_the_published_rule(self) -> None:
+        """Which finds no timestep to noise to at strength 1."""
+        with pytest.raises(ConfigError, match="above the published timesteps"):
+            editor().transfer(sound(), RATE, strength=1.0, options=PUBLISHED)
+        assert editor().transfer(sound(), RATE, strength=0.5, options=PUBLISHED).isfinite().all()
 
     def test_condition_and_strength_are_heard(self) -> None:
         wave = sound()
@@ -475,7 +495,7 @@ class TestCommandLine:
         _, asked = edit("outpaint", "--after", "0.1", *options)
         assert asked[1]["offload"]
         assert asked[1]["dtype"] == torch.bfloat16
-        assert asked[3] == {"negative": "noise", "transcription": "hello"}
+        assert asked[3] == {"negative": "noise", "transcription": "hello", "policy": "zeros"}
 
     @pytest.mark.parametrize(
         ("words", "renew", "options"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -129,6 +130,8 @@ class TestLoudness:
         assert torch.equal(quiet[: 12 * 640], louder[: 12 * 640])
         assert not torch.allclose(quiet[16 * 640 :], louder[16 * 640 :], atol=1e-3)
         assert torch.equal(own.generate("rain", duration=2.0, loudness=low[:1])[0, 0], quiet)  # it holds on
+        assert torch.equal(own.generate("rain", duration=2.0, loudness=low.numpy())[0, 0], quiet)
+        assert torch.equal(own.generate("rain", duration=2.0, loudness=low, loudness_scale=0.0)[0, 0], plain)
 
     def test_every_result_has_it(self) -> None:
         own, curve = controlled(), torch.linspace(-8, 0, 40)
@@ -147,7 +150,7 @@ class TestLoudness:
     def test_it_is_refused_where_it_cannot_be_told(self) -> None:
         with pytest.raises(ConfigError, match=r"no ControlNet for loudness"):
             labelled().generate("rain", loudness=torch.zeros(4))
-        for curve in (torch.zeros(0), torch.zeros(2, 4)):
+        for curve in (torch.zeros(0), torch.zeros(2, 4), torch.full((4,), math.nan)):
             with pytest.raises(ConfigError, match="one dimension"):
                 controlled().generate("rain", loudness=curve)
 
@@ -194,6 +197,8 @@ class TestWhatIsRefused:
             Generator.from_pretrained("audiosr-basic")
 
     def test_weights_that_are_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="mini-gen is none: give its folder"):
+            Generator.from_pretrained("mini-gen", weights=tmp_path)
         with pytest.raises(CheckpointError, match="training all --model mini-gen"):
             Generator.from_pretrained(tmp_path)
         with pytest.raises(

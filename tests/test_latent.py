@@ -423,6 +423,8 @@ def test_several_controls_add_up(system: LatentDiffusion, control: Control) -> N
 
 def test_every_output_has_its_scale(system: LatentDiffusion, control: Control) -> None:
     outputs = control.network.outputs
+    with pytest.raises(ConfigError, match="finite"):
+        replace(control, scales=math.nan)
     assert guess_scales(outputs)[-1] == 1
     assert guess_scales(13)[0] == pytest.approx(0.825**12)
     asked, absent = everything(1, 8), everything(1, 8, seed=30)

@@ -197,12 +197,18 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "50.0%" in result.stdout
     assert out.read_text().count("<audio") == 4
     assert len(list((out.parent / ".novelty").iterdir())) == 4
-    (made / "bad.wav").write_bytes(b"nothing")
+    page = out.read_bytes()
     result = CliRunner().invoke(cli.app, arguments)
+    assert (result.exit_code, "--force" in result.stderr, out.read_bytes() == page) == (1, True, True)
+    (made / "bad.wav").write_bytes(b"nothing")
+    result = CliRunner().invoke(cli.app, [*arguments, "--force"])
     assert result.exit_code == 1
     assert "bad.wav" in result.stderr
     assert "2 generated" in result.stdout, "the rest is reported all the same"
-    assert CliRunner().invoke(cli.app, ["novelty", str(tmp_path / "none"), str(known), "-o", str(out)]).exit_code == 1
+    assert (
+        CliRunner().invoke(cli.app, ["novelty", str(tmp_path / "none"), str(known), "-f", "-o", str(out)]).exit_code
+        == 1
+    )
 
 
 def test_the_clap_of_a_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +219,7 @@ def test_the_clap_of_a_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     made, known, out = tmp_path / "made", tmp_path / "known", tmp_path / "page.html"
     tone(made, "a.wav", 500, rate=48_000)
     tone(known, "b.wav", 500, rate=48_000)
-    words = ["novelty", str(made), str(known), "-o", str(out), "--clap"]
+    words = ["novelty", str(made), str(known), "-f", "-o", str(out), "--clap"]
     result = CliRunner().invoke(cli.app, [*words, "musicldm"])
     assert result.exit_code == 0, result.output
     assert "musicldm" in out.read_text()

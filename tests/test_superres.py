@@ -25,6 +25,7 @@ from semanticodec.diffusion import SamplerOptions
 from semanticodec.errors import AudioError, CheckpointError, ConfigError
 from semanticodec.latent import LatentDiffusion
 from semanticodec.superres import MINI_SR, SUPERRES_PRESETS, SuperResConfig, SuperResolution, shared
+from semanticodec.systems import SystemConfig
 from semanticodec.values import to_json
 
 RATE = 24_000
@@ -305,6 +306,19 @@ class TestTogether:
         with pytest.raises(CheckpointError, match=r"is damaged: the SHA-256"):
             SuperResolution.from_pretrained(folder)
 
+    def test_a_system_takes_the_path_of_its_file(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        asked: list[Any] = []
+
+        def load_latent(system: SystemConfig, place: Any, **_: Any) -> Any:
+            asked.extend((system.name, place))
+            return SuperResolution.from_pretrained(folder).latent
+
+        monkeypatch.setattr("semanticodec.superres.load_latent", load_latent)
+        SuperResolution.from_pretrained("audiosr-speech", weights="there.bin")
+        assert asked == ["audiosr-speech", "there.bin"]
+        with pytest.raises(ConfigError, match="mini-sr is none"):
+            SuperResolution.from_pretrained(weights="there.bin")
+
     def test_missing_weights_are_named(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"neither a preset nor a folder with weights .* mini-sr"):
             SuperResolution.from_pretrained(tmp_path)
@@ -339,6 +353,7 @@ class TestTogether:
         options = SamplerOptions(steps=1)
         wanted = SuperResolution.from_pretrained(folder).upsample(source, RATE, cutoff=3000, seed=3, options=options)
         torch.testing.assert_close(heard, wanted.clamp(-1, 1), rtol=0, atol=1e-4)
+        assert CliRunner().invoke(app, [*told, "-f", "--published"]).exit_code == 2  # it is no published system
         again = CliRunner().invoke(app, told)
         assert again.exit_code == 1
         assert "exists; --force overwrites it" in again.output

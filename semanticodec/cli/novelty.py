@@ -34,12 +34,15 @@ def novelty(
         Path | None, typer.Option(help="Folder to keep embeddings in.  [default: <page's folder>/.novelty]")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the page.")] = False,
 ) -> None:
     """Find the training clip that each generated clip is most like, and write a page to hear the nearest pairs."""
     from ..novelty import compare, embed_file, summary
     from ..novelty_page import page
 
     with user_errors(), Work("embedding") as work:
+        written = Job(None, out)
+        written.check_target(force)
         embedder = _clap(clap, device) if clap else _mini(device)
         sides = []
         for name in (generated, training):
@@ -55,8 +58,8 @@ def novelty(
                 ]
             )
         found = compare(sides[0], sides[1], embedder)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page(found, pairs))
+        with written.open_target() as file:
+            file.write(page(found, pairs).encode())
         typer.echo(f"{summary(found)}\npage        {out}")
 
 
