@@ -64,10 +64,11 @@ def _latent_config(place: Path) -> LatentConfig:
     prediction = {"epsilon": "eps", "v_prediction": "v"}[scheduler.get("prediction_type", "epsilon")]
     if scheduler.get("beta_schedule") != "scaled_linear":
         raise CheckpointError(f"{place} has betas {scheduler.get('beta_schedule')!r}; 'scaled_linear' is wanted")
+    wanted(scheduler, place / "scheduler", trained_betas=None, rescale_betas_zero_snr=False)
     return LatentConfig(
-        unet=_unet(unet, place),
-        vae=_vae(vae, place),
-        vocoder=_vocoder(vocoder, place),
+        unet=_unet(unet, place / "unet"),
+        vae=_vae(vae, place / "vae"),
+        vocoder=_vocoder(vocoder, place / "vocoder"),
         mel=MelConfig(sample_rate=vocoder["sampling_rate"], bins=vocoder["model_in_dim"]),
         schedule=ScheduleConfig(
             steps=scheduler["num_train_timesteps"],
@@ -108,9 +109,9 @@ def load_latent(
     with torch.device("meta"):
         latent = LatentDiffusion(config, vae_encoder=True)
     factor = _read_json(place / "vae" / "config.json").get("scaling_factor")
-    if not isinstance(factor, float):
+    if not isinstance(factor, (int, float)) or isinstance(factor, bool):
         raise CheckpointError(f"{place / 'vae'} has the scaling factor {factor!r}; a number is wanted")
-    found: dict[str, Tensor] = {"scale": torch.tensor(factor)}
+    found: dict[str, Tensor] = {"scale": torch.tensor(float(factor))}
     unmapped: list[str] = []
     for part, rules in (("unet", unet_rules(config.unet)), ("vae", vae_rules(config.vae)), ("vocoder", VOCODER)):
         tensors = _read_tensors(place / part)
@@ -118,22 +119,31 @@ def load_latent(
         found |= names
         unmapped += [f"{part}: {name}" for name in unknown]
     # Weights of another layout: 1 x 1 convolutions here are linear layers there.
-    wanted = latent.state_dict()
+    targets = latent.state_dict()
     found = {
-        name: tensor.reshape(wanted[name].shape)
-        if name in wanted and tensor.ndim == 2 and wanted[name].shape[2:] == (1, 1)
+        name: tensor.reshape(targets[name].shape)
+        if name in targets and tensor.ndim == 2 and targets[name].shape[2:] == (1, 1)
         else tensor
         for name, tensor in found.items()
     }
-    fill(latent, matched(found, unmapped, wanted, f"the diffusers folder {place}"), device=device, dtype=dtype)
+    fill(latent, matched(found, unmapped, targets, f"the diffusers folder {place}"), device=device, dtype=dtype)
     return latent.eval().requires_grad_(False)
 
 
 # --- configurations -------------------------------------------------------------------------------------------------
 
 
-def _wanted(config: Mapping[str, Any], place: Path, **values: Any) -> None:
-    """Refuse a part whose config says something that no module of this package does."""
+def wanted(config: Mapping[str, Any], place: str | os.PathLike[str], **values: Any) -> None:
+    """Refuse a part whose config says something that no module of this package does.
+
+    Args:
+        config: of the part; what it does not say counts as what is wanted.
+        place: where it is.
+        values: what the module does, by the names of the config.
+
+    Raises:
+        CheckpointError: the config says something else.
+    """
     for key, value in values.items():
         seen = config.get(key, value)
         if (tuple(seen) if isinstance(seen, list) else seen) != value:
@@ -144,9 +154,12 @@ def _unet(config: Mapping[str, Any], place: Path) -> UNetConfig:
     widths = config["block_out_channels"]
     base, levels = widths[0], len(widths)
     attention = tuple(i for i, kind in enumerate(config["down_block_types"]) if kind == "CrossAttnDownBlock2D")
-    _wanted(config, place, flip_sin_to_cos=True, freq_shift=0, resnet_time_scale_shift="default", act_fn="silu")
-    _wanted(config, place, center_input_sample=False, norm_eps=1e-5, downsample_padding=1, use_linear_projection=False)
-    _wanted(config, place, only_cross_attention=False, time_embedding_type="positional", addition_embed_type=None)
+    wanted(config, place, flip_sin_to_cos=True, freq_shift=0, resnet_time_scale_shift="default", act_fn="silu")
+    wanted(config, place, center_input_sample=False, norm_eps=1e-5, downsample_padding=1, use_linear_projection=False)
+    wanted(config, place, only_cross_attention=False, time_embedding_type="positional", addition_embed_type=None)
+    wanted(config, place, dual_cross_attention=False, attention_type="default", upcast_attention=False)
+    wanted(config, place, mid_block_scale_factor=1, resnet_out_scale_factor=1, resnet_skip_time_act=False)
+    wanted(config, place, time_embedding_act_fn=None, timestep_post_act=None)
     if any(width % base for width in widths) or levels - 1 not in attention:
         raise CheckpointError(f"{place} has levels of the widths {widths}, attention at {attention}: cannot be built")
     heads = _heads(config, place)
@@ -214,8 +227,8 @@ def _contexts(dims: Any, widths: list[int], attention: tuple[int, ...]) -> tuple
 
 def _vae(config: Mapping[str, Any], place: Path) -> VAEConfig:
     widths = config["block_out_channels"]
-    _wanted(config, place, in_channels=1, out_channels=1, act_fn="silu", mid_block_add_attention=True)
-    _wanted(config, place, use_quant_conv=True, use_post_quant_conv=True, shift_factor=None)
+    wanted(config, place, in_channels=1, out_channels=1, act_fn="silu", mid_block_add_attention=True)
+    wanted(config, place, use_quant_conv=True, use_post_quant_conv=True, shift_factor=None)
     return VAEConfig(
         base=widths[0],
         mults=tuple(width // widths[0] for width in widths),
@@ -226,7 +239,8 @@ def _vae(config: Mapping[str, Any], place: Path) -> VAEConfig:
 
 
 def _vocoder(config: Mapping[str, Any], place: Path) -> HiFiGANConfig:
-    _wanted(config, place, normalize_before=False, leaky_relu_slope=0.1)
+    # Where a config does not say it, transformers normalises.
+    wanted({"normalize_before": True, **config}, place, normalize_before=False, leaky_relu_slope=0.1)
     dilations = {tuple(row) for row in config["resblock_dilation_sizes"]}
     if len(dilations) != 1:
         raise CheckpointError(f"{place} has stacks of the dilations {sorted(dilations)}; they must be the same")

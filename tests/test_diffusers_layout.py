@@ -199,6 +199,10 @@ def changed(folder: Path, part: str, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def unsaid(path: Path, name: str) -> None:
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != name}))
+
+
 def without(folder: Path, part: str, name: str) -> None:
     path = next((folder / part).glob("*.safetensors"))
     tensors = load_file(path)
@@ -218,11 +222,23 @@ def without(folder: Path, part: str, name: str) -> None:
         (lambda f: changed(f, "unet", class_embed_type="timestep"), "embeds classes by 'timestep'"),
         (lambda f: changed(f, "unet", block_out_channels=None), "configs .* are not diffusers'"),
         (lambda f: changed(f, "vocoder", normalize_before=True), "normalize_before = True"),
+        (lambda f: unsaid(f / "vocoder" / "config.json", "normalize_before"), "normalize_before = True; only False"),
         (lambda f: changed(f, "vocoder", resblock_dilation_sizes=[[1, 3], [1, 5]]), "must be the same"),
         (lambda f: changed(f, "unet", up_block_types=["UpBlock2D"] * 3), "another way up than down"),
         (lambda f: changed(f, "unet", transformer_layers_per_block=[1, 2, 1]), r"the depths \[1, 2, 1\]"),
         (lambda f: changed(f, "scheduler", beta_schedule="linear"), "has betas 'linear'"),
+        (lambda f: changed(f, "scheduler", trained_betas=[0.1, 0.2]), r"trained_betas = \[0\.1, 0\.2\]; only None"),
+        (lambda f: changed(f, "scheduler", rescale_betas_zero_snr=True), "rescale_betas_zero_snr = True; only False"),
+        (lambda f: changed(f, "unet", dual_cross_attention=True), "unet has dual_cross_attention = True; only False"),
+        (lambda f: changed(f, "unet", attention_type="gated"), "attention_type = 'gated'; only 'default'"),
+        (lambda f: changed(f, "unet", upcast_attention=True), "upcast_attention = True; only False"),
+        (lambda f: changed(f, "unet", mid_block_scale_factor=2), "mid_block_scale_factor = 2; only 1"),
+        (lambda f: changed(f, "unet", resnet_skip_time_act=True), "resnet_skip_time_act = True; only False"),
+        (lambda f: changed(f, "unet", resnet_out_scale_factor=1.4), r"resnet_out_scale_factor = 1\.4; only 1"),
+        (lambda f: changed(f, "unet", time_embedding_act_fn="mish"), "time_embedding_act_fn = 'mish'; only None"),
+        (lambda f: changed(f, "unet", timestep_post_act="silu"), "timestep_post_act = 'silu'; only None"),
         (lambda f: changed(f, "vae", scaling_factor=None), "scaling factor None"),
+        (lambda f: changed(f, "vae", scaling_factor=True), "scaling factor True"),
         (lambda f: without(f, "unet", "conv_out.bias"), r"does not fill: unet\.out\.2\.bias"),
         (lambda f: without(f, "vocoder", "conv_pre.weight"), r"does not fill: vocoder\.conv_pre\.weight"),
         (lambda f: next((f / "vae").glob("*.safetensors")).unlink(), "has none of"),
@@ -233,3 +249,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, change: Callable[[Path], o
     change(saved(tmp_path, parts("AudioLDM2Pipeline")))
     with pytest.raises(CheckpointError, match=message):
         load_latent(tmp_path)
+
+
+def test_a_whole_number_scales_too(tmp_path: Path) -> None:
+    changed(saved(tmp_path, parts("AudioLDM2Pipeline")), "vae", scaling_factor=2)
+    scale = load_latent(tmp_path).scale
+    assert (scale.dtype, float(scale)) == (torch.float32, 2.0)
