@@ -257,7 +257,7 @@ def ratios() -> str:
     ):  # fmt: skip
         lines.append((name, "", f"{window - (STEPS - steps) * step:.1f}", "", whole, "", f"{ratio:.2f}"))
     row = encode["row"]
-    name = "encoding of exactly one window; the original encodes two"
+    name = "encoding of exactly one window; ratio to two of ours: the original encodes two, its time is not known"
     lines.append((name, f"{row['gflop']:.0f}", f"{row['timing']['cpu']:.2f}", f"{row['share_cpu']:.2f}", "", "",
                   f"{encode['times_published']:.2f}"))  # fmt: skip
     heads = ["part", "GFLOP", "CPU s", "share of SGEMM", "published CPU s", "share", "ratio"]
@@ -276,7 +276,16 @@ def ratios() -> str:
         f"{name} {about['times_faster']:.2f} times as fast, after {about['seconds_until_compiled']:.0f} s of compiling"
         for name, about in found.get("compiled", {}).items()
     )
-    where = {found[f"{part}_machine"]["commit"][:7] for part in ("official", "encode", "solver", "mini", "start")}
+    where: dict[tuple[str, int], list[str]] = {}
+    for part in ("official", "encode", "solver", "mini", "start", "compiled"):
+        if f"{part}_machine" in found:
+            about = found[f"{part}_machine"]
+            where.setdefault((about["commit"][:7], about["threads"]), []).append(part)
+    peak = found["official_machine"]["sgemm_gflops_per_cpu_second"]
+    told = f"SGEMM {peak:.0f} GFLOP per CPU second.  " + "; ".join(
+        f"{', '.join(parts)}: commit {commit}, {threads} thread{'s' * (threads > 1)}"
+        for (commit, threads), parts in where.items()
+    )
     return "\n\n".join(
         (
             table(heads, lines),
@@ -285,7 +294,7 @@ def ratios() -> str:
             table(heads_mini, factors),
             *([f"`torch.compile` on a CPU: {compiled}."] if compiled else []),
             f"The first `semanticodec encode` is done {start['encode']:.1f} s after its start, `--help` after "
-            f"{start['--help']:.1f} s.  Commit {', '.join(sorted(where))}.",
+            f"{start['--help']:.1f} s.  {told}.",
         )
     )
 
