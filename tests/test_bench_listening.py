@@ -162,14 +162,13 @@ def test_answers_are_screened_and_averaged(tmp_path: Path):
     pair = next(pair for pair in verdict.comparisons if (pair.first, pair.second) == ("a", "b"))
     assert pair.difference == pytest.approx(40)
     assert {p.first for p in verdict.comparisons} | {p.second for p in verdict.comparisons} == {"reference", "a", "b"}
-    assert pair.p is not None
-    assert pair.p < 0.05
+    assert (pair.p, pair.p_holm) == (None, None)  # 3 pairs / 2**5 is more than 0.05
     done = CliRunner().invoke(app, ["bench", "analyse", str(answers), str(key)])
     assert done.exit_code == 0, done.output
     assert "left out deaf" in done.output
     assert "6 listeners; 95 % intervals over them" in done.output
     assert re.search(r"a +67\.5 \[\d+\.\d, \d+\.\d\], n = 6", done.output)
-    assert "a - b: +40.0, p (Holm) = 0.094" in done.output
+    assert "a - b: +40.0, p (Holm) = not tested: 6 listeners cannot reach p < 0.05 among 3 pairs" in done.output
 
 
 def test_one_slip_in_ten_leaves_nobody_out(tmp_path: Path):

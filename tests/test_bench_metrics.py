@@ -19,7 +19,7 @@ from semanticodec.bench.commands import adts_payload, ogg_payload
 from semanticodec.bench.listening import low_pass
 from semanticodec.bench.metrics import METRICS, Sound
 from semanticodec.bench.probe import bag, probe, use
-from semanticodec.bench.statistics import holm, interval, paired
+from semanticodec.bench.statistics import Comparison, holm, interval, paired
 from semanticodec.config import SAMPLE_RATE
 from semanticodec.errors import AudioError
 
@@ -200,12 +200,25 @@ def test_too_few_clips_say_so():
     five = {f"c{n}": n + 0.5 for n in range(5)}
     (few,) = paired({"one": one, "five": five})
     assert (few.p, few.p_holm, few.clips, few.difference) == (None, None, 5, -0.5)
-    assert few.verdict == "not tested: 5 in common, 6 needed"
+    assert few.verdict == "not tested: 5 clips cannot reach p < 0.05 among 1 pair"
     (six,) = paired({"one": one, "six": five | {"c5": 5.25}})
     assert six.p == pytest.approx(2 / 2**6)  # what six pairs can reach at best, and five cannot
     (alike,) = paired({"one": one, "alike": one | {"c0": 1.0}})
-    assert alike.verdict == "not tested: 1 of 8 differ, 6 needed"
+    assert alike.verdict == "not tested: 1 of 8 clips that differ cannot reach p < 0.05 among 1 pair"
     assert paired({"one": one, "other": {"d0": 1.0}}) == []
+
+
+@pytest.mark.parametrize(("systems", "enough"), [(2, 6), (3, 7), (5, 9)])
+def test_the_more_pairs_the_more_clips_it_takes(systems: int, enough: int):
+    def apart(clips: int) -> list[Comparison]:
+        # Always the same system first, and no difference twice: the clearest that so few clips can be.
+        return paired({f"s{s}": {f"c{n}": s * (n + 1.0) for n in range(clips)} for s in range(systems)})
+
+    pairs = systems * (systems - 1) // 2
+    assert {pair.p for pair in apart(enough - 1)} == {None}
+    assert all(f"{enough - 1} clips cannot reach p < 0.05 among {pairs} pair" in p.verdict for p in apart(enough - 1))
+    assert {pair.p_holm for pair in apart(enough)} == {pairs * 2.0 ** (1 - enough)}
+    assert pairs * 2.0 ** (1 - enough) < 0.05
 
 
 def test_holm_is_as_published():

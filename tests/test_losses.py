@@ -206,8 +206,10 @@ def test_methods_are_paired_on_the_same_clips() -> None:
     assert better.difference == pytest.approx(-1.055)
     assert better.p_holm is not None
     assert better.p_holm < 0.01
-    assert tests["all", "model", "repetition"].verdict == "not tested: 0 of 12 differ, 6 needed"
-    assert tests["sound", "model", "silence"].verdict == "not tested: 4 in common, 6 needed"
+    assert tests["all", "model", "repetition"].verdict == (
+        "not tested: 0 of 12 clips that differ cannot reach p < 0.05 among 3 pairs"
+    )
+    assert tests["sound", "model", "silence"].verdict == "not tested: 4 clips cannot reach p < 0.05 among 3 pairs"
     assert tests["music", "model", "silence"].clips == 8
 
 

@@ -229,7 +229,8 @@ def analyse(answers: Path, key: Path, *, listener: str = "listener") -> Verdict:
     }
     means = dict(sorted(means.items(), key=lambda pair: -pair[1].mean))
     # Nobody asks whether anchors differ, and more pairs would make every test blunter.
-    pairs = paired({condition: own[condition] for condition in means if condition not in ANCHORS})
+    unit = "listeners" if len(kept) > 1 else "trials"
+    pairs = paired({condition: own[condition] for condition in means if condition not in ANCHORS}, unit)
     return Verdict(means, pairs, list(kept), excluded)
 
 

@@ -283,7 +283,8 @@ def _tests(results: Results, measure: str) -> str:
         rows = [
             f'<tr><th scope="row">{html.escape(c.first)}</th><td class="text">{html.escape(c.second)}</td>'
             f'<td data-value="{c.difference}">{c.difference:+.3f}<small>{c.low:+.3f} to {c.high:+.3f}</small></td>'
-            f"<td>{'' if c.p is None else f'{c.p:.2g}'}</td><td class=text>{c.verdict}</td><td>{c.clips}</td></tr>"
+            f"<td>{'' if c.p is None else f'{c.p:.2g}'}</td><td class=text>{html.escape(c.verdict)}</td>"
+            f"<td>{c.clips}</td></tr>"
             for c in found
         ]
         tested, pairs = tested + sum(c.p is not None for c in found), pairs + len(found)

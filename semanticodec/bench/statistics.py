@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
-FEWEST = 6
-"""Clips on which two systems must differ to be tested: with five the signed-rank test cannot reach p < 0.05."""
 METHOD = (
-    f"Wilcoxon's signed-rank test (two-sided) on the clips that both have, if they differ on {FEWEST} or more; "
-    "p_holm is corrected for multiple comparisons after Holm, over the pairs of one measure and kind of sound"
+    "Wilcoxon's signed-rank test (two-sided) on the clips that both have, if they differ on enough of them to reach "
+    "p < 0.05 among all pairs; p_holm is corrected for multiple comparisons after Holm, over the pairs of one measure "
+    "and kind of sound"
 )
 
 
@@ -63,8 +62,10 @@ class Comparison:
         high: upper end.
         p: of the test alone; None if they differ on too few clips to be tested.
         p_holm: the same after Holm, over all pairs that were tested together.
-        clips: in common.
+        clips: in common; listeners or trials in a listening test.
         differing: of these, clips that the two are not equal on.
+        pairs: with clips in common, this one among them.
+        unit: what was counted.
     """
 
     first: str
@@ -76,34 +77,49 @@ class Comparison:
     p_holm: float | None
     clips: int
     differing: int
+    pairs: int
+    unit: str = "clips"
 
     @property
     def verdict(self) -> str:
         """The corrected p, or why there is none."""
         if self.p_holm is not None:
             return f"{self.p_holm:.2g}"
-        if self.clips < FEWEST:
-            return f"not tested: {self.clips} in common, {FEWEST} needed"
-        return f"not tested: {self.differing} of {self.clips} differ, {FEWEST} needed"
+        count = f"{self.clips} {self.unit}"
+        if can_reject(self.clips, self.pairs):
+            count = f"{self.differing} of {count} that differ"
+        return f"not tested: {count} cannot reach p < 0.05 among {self.pairs} pair{'s' * (self.pairs > 1)}"
 
 
-def paired(scores: Mapping[str, Mapping[str, float]]) -> list[Comparison]:
+def can_reject(differing: int, pairs: int) -> bool:
+    """Tell whether a signed-rank test on so many differences can fall below 0.05 when Holm multiplies it by pairs."""
+    return pairs * 2.0 ** (1 - differing) <= 0.05
+
+
+def paired(scores: Mapping[str, Mapping[str, float]], unit: str = "clips") -> list[Comparison]:
     """Compare every pair of systems on the clips that they have in common, if there are any.
 
     Args:
         scores: system -> clip -> value.
+        unit: what the inner keys are.
     """
     from scipy.stats import wilcoxon
 
+    common = {
+        (first, second): sorted(clips)
+        for first, second in itertools.combinations(scores, 2)
+        if (clips := scores[first].keys() & scores[second].keys())
+    }
     found = []
-    for first, second in itertools.combinations(scores, 2):
-        common = sorted(scores[first].keys() & scores[second].keys())
-        difference = np.array([scores[first][clip] - scores[second][clip] for clip in common])
+    for (first, second), shared in common.items():
+        difference = np.array([scores[first][clip] - scores[second][clip] for clip in shared])
         mean = interval([(value, 1.0) for value in difference])
-        if mean is not None:
-            differing = int(np.count_nonzero(difference))
-            p = float(wilcoxon(difference).pvalue) if differing >= FEWEST else None
-            found.append(Comparison(first, second, mean.mean, mean.low, mean.high, p, None, mean.clips, differing))
+        assert mean is not None
+        differing = int(np.count_nonzero(difference))
+        p = float(wilcoxon(difference).pvalue) if can_reject(differing, len(common)) else None
+        found.append(
+            Comparison(first, second, mean.mean, mean.low, mean.high, p, None, mean.clips, differing, len(common), unit)
+        )
     corrected = iter(holm([pair.p for pair in found if pair.p is not None]))
     return [pair if pair.p is None else dataclasses.replace(pair, p_holm=next(corrected)) for pair in found]
 
