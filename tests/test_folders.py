@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -106,6 +108,67 @@ def test_settings_are_those_of_the_folder(tmp_path: Path) -> None:
         for part in ("clap", "t5"):
             table[part] = {k: v for k, v in table[part].items() if k not in ("tokenizer", "max_tokens")}
     assert seen == own | {"sequence": own["sequence"] | {"rows": 2, "count": 8}}
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("text_encoder/text_config", "hidden_act", "relu", "hidden_act = 'relu'; only 'gelu'"),
+        ("text_encoder/text_config", "layer_norm_eps", 1e-3, "layer_norm_eps = 0.001; only 1e-05"),
+        ("text_encoder/text_config", "pad_token_id", 0, "pad_token_id = 0; only 1"),
+        ("text_encoder", "projection_hidden_act", "gelu", "projection_hidden_act = 'gelu'; only 'relu'"),
+        ("text_encoder/audio_config", "hidden_act", "relu", "hidden_act = 'relu'; only 'gelu'"),
+        ("text_encoder/audio_config", "layer_norm_eps", 1e-12, "layer_norm_eps = 1e-12; only 1e-05"),
+        ("text_encoder/audio_config", "window_size", 4, "window_size = 4; only 8"),
+        ("text_encoder/audio_config", "mlp_ratio", 2.0, "mlp_ratio = 2.0; only 4"),
+        ("text_encoder/audio_config", "patch_stride", [2, 2], r"patch_stride = .2, 2.; only \(4, 4\)"),
+        ("text_encoder_2", "relative_attention_max_distance", 64, "relative_attention_max_distance = 64; only 128"),
+        ("text_encoder_2", "feed_forward_proj", "gated-relu", "feed_forward_proj = 'gated-relu'; only 'gated-gelu'"),
+        ("text_encoder_2", "feed_forward_proj", None, "feed_forward_proj = 'relu'; only 'gated-gelu'"),
+        ("text_encoder_2", "dense_act_fn", "relu", "dense_act_fn = 'relu'; only 'gelu_new'"),
+        ("text_encoder_2", "is_decoder", True, "is_decoder = True; only False"),
+        ("text_encoder_2", "layer_norm_epsilon", 1e-3, "layer_norm_epsilon = 0.001; only 1e-06"),
+        ("language_model", "activation_function", "relu", "activation_function = 'relu'; only 'gelu_new'"),
+        ("language_model", "layer_norm_epsilon", 1e-3, "layer_norm_epsilon = 0.001; only 1e-05"),
+        ("language_model", "scale_attn_by_inverse_layer_idx", True, "inverse_layer_idx = True; only False"),
+    ],
+)
+def test_networks_that_compute_something_else_are_refused(
+    whole: Path, part: str, name: str, value: object, message: str
+) -> None:
+    """Weights fit all of these; None stands for a field left out, which counts as transformers' default."""
+    place, _, table = part.partition("/")
+    with edited(whole / place / "config.json", table, name, value), pytest.raises(CheckpointError, match=message):
+        load_prompts(whole)
+
+
+@pytest.mark.parametrize("value", [1e-12, None])
+def test_the_epsilon_of_converted_folders_is_the_original_weights_own(whole: Path, value: float | None) -> None:
+    with edited(whole / "text_encoder" / "config.json", "text_config", "layer_norm_eps", value):
+        module = load_prompts(whole)
+    assert module.clap.model.config.text_config.layer_norm_eps == 1e-5
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pipeline(tmp_path_factory.mktemp("audioldm2"))
+
+
+@contextmanager
+def edited(file: Path, table: str, name: str, value: object) -> Iterator[None]:
+    """Set a field of a configuration, or leave it out, until the end of the block."""
+    before = file.read_text()
+    settings = json.loads(before)
+    fields = settings[table] if table else settings
+    assert name in fields
+    fields[name] = value
+    if value is None:
+        del fields[name]
+    file.write_text(json.dumps(settings))
+    try:
+        yield
+    finally:
+        file.write_text(before)
 
 
 def test_folders_that_hold_something_else(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..diffusers_layout import wanted
 from ..errors import CheckpointError, ConfigError
 from ..keymap import DROP, Rule
 from .clap import CLAP
@@ -35,6 +36,38 @@ _GPT2: tuple[Rule, ...] = (
     Rule(r"projection_1\.(.+)", r"sequence.project.1.\1", "projection of T5's states"),
     Rule(r"(start|end)", r"sequence.\1", "start and end vectors"),
 )
+# What the networks built here compute, by transformers' names, beyond what shapes tell.
+_CLAP_COMPUTES = {"hidden_act": "gelu", "projection_hidden_act": "relu"}
+_HTSAT_COMPUTES: dict[str, Any] = {
+    "layer_norm_eps": 1e-5,
+    "window_size": 8,
+    "mlp_ratio": 4,
+    "spec_size": 256,
+    "num_mel_bins": 64,
+    "patch_size": 4,
+    "patch_stride": (4, 4),
+    "patch_embed_input_channels": 1,
+    "flatten_patch_embeds": True,
+    "enable_patch_layer_norm": True,
+    "qkv_bias": True,
+}
+_T5_COMPUTES: dict[str, Any] = {
+    "feed_forward_proj": "gated-gelu",
+    "dense_act_fn": "gelu_new",
+    "is_gated_act": True,
+    "is_decoder": False,
+    "layer_norm_epsilon": 1e-6,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+}
+_GPT2_COMPUTES: dict[str, Any] = {
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+}
 
 
 def load_clap(
@@ -48,18 +81,18 @@ def load_clap(
         dtype: of its weights.
 
     Raises:
-        CheckpointError: there is no such model, or it is another one.
+        CheckpointError: there is no such model, it is another one, or computes what ours does not.
         ConfigError: transformers is not installed, or this CLAP fuses several crops.
     """
-    model = _pretrained("ClapModel", place)
-    config = _clap_config(model.config.text_config, model.config.audio_config, str(place))
+    whole = _config("ClapModel", place)
+    config = _clap_config(whole.text_config, whole.audio_config, place, str(place))
     with torch.device("meta"):
         clap = CLAP(config)
     rules = [
         rule._replace(target=rule.target.removeprefix("clap.")) if isinstance(rule.target, str) else rule
         for rule in _CLAP
     ]
-    fill(clap, model.state_dict(), rules, device=device, dtype=dtype)
+    fill(clap, _pretrained("ClapModel", place).state_dict(), rules, device=device, dtype=dtype)
     return clap
 
 
@@ -78,15 +111,16 @@ def load_prompts(
         The conditioner.  AudioLDM's folders hold only the half of CLAP that reads: such a one cannot rank.
 
     Raises:
-        CheckpointError: a part is missing, or is another one than its configuration says.
+        CheckpointError: a part is missing, is another one than its configuration says, or computes what ours does not:
+            an activation, an epsilon, a window of attention.
         ConfigError: transformers is not installed, or a part is of a kind that is not known here.
     """
-    first = _settings(folder / "text_encoder")
-    kind = _kind(first, folder / "text_encoder", ("ClapModel", "ClapTextModelWithProjection"))
-    clap = _pretrained(kind, folder / "text_encoder")
-    texts, sounds = (clap.config.text_config, clap.config.audio_config) if kind == "ClapModel" else (clap.config, None)
-    tensors, rules = dict(clap.state_dict()), _CLAP
-    config = PromptConfig(_clap_config(texts, sounds, str(folder / "tokenizer")), film=True)
+    first = folder / "text_encoder"
+    kind = _kind(_settings(first), first, ("ClapModel", "ClapTextModelWithProjection"))
+    whole = _config(kind, first)
+    texts, sounds = (whole.text_config, whole.audio_config) if kind == "ClapModel" else (whole, None)
+    config = PromptConfig(_clap_config(texts, sounds, first, str(folder / "tokenizer")), film=True)
+    tensors, rules = dict(_pretrained(kind, first).state_dict()), _CLAP
     if (folder / "language_model").is_dir():
         t5, sequence, more = _sequence_parts(folder, texts.projection_dim)
         config = PromptConfig(config.clap, t5=t5, sequence=sequence, contexts=("sequence", "t5"))
@@ -102,10 +136,11 @@ def _sequence_parts(folder: Path, width: int) -> tuple[T5Config, SequenceConfig,
     _kind(_settings(second), second, ("T5EncoderModel",))
     writer = folder / "language_model"
     kind = _kind(_settings(writer), writer, ("GPT2Model", "GPT2LMHeadModel"))
+    c, g = _config("T5EncoderModel", second), _config(kind, writer)
+    wanted(c.to_dict(), second, **_T5_COMPUTES)
+    wanted(g.to_dict(), writer, **_GPT2_COMPUTES)
     t5, gpt2 = _pretrained("T5EncoderModel", second), _pretrained(kind, writer)
-    c, g, projection = t5.config, gpt2.config, _projection(folder / "projection_model")
-    if c.feed_forward_proj != "gated-gelu":
-        raise ConfigError(f"{second} has the feed-forward {c.feed_forward_proj!r}; wanted is T5 v1.1's 'gated-gelu'")
+    projection = _projection(folder / "projection_model")
     states = T5Config(
         dim=c.d_model,
         head_dim=c.d_kv,
@@ -136,9 +171,14 @@ def _projection(folder: Path) -> dict[str, Tensor]:
     return tensors | tables
 
 
-def _clap_config(texts: Any, sounds: Any, tokenizer: str) -> CLAPConfig:
+def _clap_config(texts: Any, sounds: Any, place: str | os.PathLike[str], tokenizer: str) -> CLAPConfig:
     if sounds is not None and sounds.enable_fusion:
         raise ConfigError("this CLAP fuses several crops of a sound; load one without fusion")
+    # Converted folders say 1e-12, transformers' default; the weights were trained with RoBERTa's, which is built.
+    known = {} if texts.layer_norm_eps == 1e-12 else {"layer_norm_eps": 1e-5}
+    wanted(texts.to_dict(), place, **_CLAP_COMPUTES, **known, pad_token_id=1, position_embedding_type="absolute")
+    if sounds is not None:
+        wanted(sounds.to_dict(), place, **_CLAP_COMPUTES, **_HTSAT_COMPUTES)
     return CLAPConfig(
         audio_base=0 if sounds is None else sounds.patch_embeds_hidden_size,
         audio_depths=() if sounds is None else tuple(sounds.depths),
@@ -172,8 +212,14 @@ def _kind(settings: Mapping[str, Any], folder: Path, known: tuple[str, ...]) -> 
     return str(seen)
 
 
-def _pretrained(kind: str, place: str | os.PathLike[str]) -> Any:
+def _config(kind: str, place: str | os.PathLike[str]) -> Any:
+    """Read a configuration; what the file does not say is transformers' default."""
+    return _pretrained(kind, place, "config_class")
+
+
+def _pretrained(kind: str, place: str | os.PathLike[str], part: str | None = None) -> Any:
+    whole = getattr(transformers(), kind)
     try:
-        return getattr(transformers(), kind).from_pretrained(place)
+        return (whole if part is None else getattr(whole, part)).from_pretrained(place)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"cannot load {kind} from {place}: {' '.join(str(error).split())[:300]}") from error
