@@ -102,8 +102,19 @@ def test_clips_that_are_too_short_are_no_error(name: str, samples: int, voice: n
     assert (found is None) == (name.startswith(("pesq", "stoi", "estoi", "visqol")))
 
 
-def test_a_silent_decode_has_no_pesq(voice: np.ndarray):
-    assert METRICS["pesq_wb"].value(Sound(voice), Sound(np.zeros_like(voice))) is None
+@pytest.mark.parametrize("name", [*QUICK, "visqol_speech"])
+def test_silence_is_no_way_out(name: str, voice: np.ndarray):
+    metric, original = METRICS[name], Sound(voice)
+    silent, noisy = (metric.value(original, Sound(decoded)) for decoded in (0 * voice, noise_ladder(voice)[0]))
+    assert silent is not None
+    assert noisy is not None
+    assert silent[0] > noisy[0] if metric.better == "low" else silent[0] < noisy[0]
+
+
+@pytest.mark.parametrize("name", ["pesq_wb", "pesq_nb", "visqol_speech"])
+def test_silence_may_decode_to_anything(name: str, voice: np.ndarray):
+    for decoded in (0 * voice, voice):
+        assert METRICS[name].value(Sound(0 * voice), Sound(decoded)) is None
 
 
 @pytest.mark.parametrize("late", [4800, 6320, 15_000])

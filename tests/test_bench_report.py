@@ -174,6 +174,19 @@ def test_tables_show_units_intervals_and_counts(results: Results, report: Path):
         assert (report.parent / "plots" / f"{plot}.svg").is_file()
 
 
+def test_means_of_fewer_clips_do_not_lead(results: Results, tmp_path: Path):
+    lucky = {"stoi": {"speech/b": [0.99, 1.0]}}  # on the one clip that it did not fail on
+    values = {**results.values, "low": {**results.values["low"], **lucky}}
+    page = write_report(replace(results, values=values), tmp_path).read_text()
+    speech = page.partition("<h3>speech</h3>")[2].partition("</table>")[0]
+    assert re.search(r'<td data-value="0.99">0.990<small>n = 1</small>', speech)
+    for system in ("high", "other"):
+        stoi = results.mean(system, "stoi", "speech")
+        assert stoi
+        assert f'<td class="best" data-value="{stoi.mean}">' in speech
+        assert f"{stoi.high:.3f}</small></td>" in speech  # of all clips: no more is said
+
+
 def test_stated_bits_and_long_names_are_shown(results: Results, tmp_path: Path):
     long = "a system whose authors call it by many words"
     systems = {long if name == "other" else name: facts for name, facts in results.systems.items()}

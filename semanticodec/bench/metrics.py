@@ -91,6 +91,7 @@ class Metric:
         kinds: of clips that it makes sense for.
         needs: modules that it is computed with.
         compute: from original and decode to a value, or None where it is undefined (silence, no transcript).
+        worst: what a decode gets for which it is undefined though the original has a value: silence is no way out.
         costly: whether the default run takes it only on part of the clips.
         version: goes up when values change.
     """
@@ -102,6 +103,7 @@ class Metric:
     kinds: tuple[str, ...]
     needs: tuple[str, ...]
     compute: Callable[[Sound, Sound], Value | float | None]
+    worst: float | None = None
     costly: bool = False
     version: int = 1
 
@@ -119,6 +121,12 @@ class Metric:
 
     def value(self, original: Sound, decoded: Sound) -> Value | None:
         """Measure; None where the metric is undefined."""
+        found = self._taken(original, decoded)
+        if found is None and self.worst is not None and self._taken(original, original):
+            return self.worst, 1.0
+        return found
+
+    def _taken(self, original: Sound, decoded: Sound) -> Value | None:
         found = self.compute(original, decoded)
         if found is None:
             return None
@@ -127,7 +135,10 @@ class Metric:
 
 
 def pesq(original: Sound, decoded: Sound, *, band: Literal["wb", "nb"]) -> float | None:
-    """ITU-T P.862.2 (wide-band, 16 kHz) or P.862.1 (narrow-band, both resampled to 8 kHz)."""
+    """ITU-T P.862.2 (wide-band, 16 kHz) or P.862.1 (narrow-band, both resampled to 8 kHz).
+
+    Both map onto 0.999 to 4.999.
+    """
     import pesq as module
 
     if not decoded.wave.any():
@@ -157,6 +168,8 @@ def stoi(original: Sound, decoded: Sound, *, extended: bool) -> float | None:
 
 def visqol(original: Sound, decoded: Sound, *, mode: Literal["audio", "speech"]) -> float | None:
     """ViSQOL v3 (Chinen et al., 2020): audio mode at 48 kHz, or speech mode at 16 kHz with the lattice mapping."""
+    if not (original.wave.any() and decoded.wave.any()):
+        return None
     rate = 48_000 if mode == "audio" else SAMPLE_RATE
     try:
         return float(_visqol(mode).measure_from_arrays(_at(original.wave, rate), _at(decoded.wave, rate), rate).moslqo)
@@ -216,12 +229,42 @@ def speaker(original: Sound, decoded: Sound) -> float:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("pesq_wb", "PESQ-WB", "", "high", TONAL, ("pesq",), functools.partial(pesq, band="wb")),
-        Metric("pesq_nb", "PESQ-NB", "", "high", SPEECH, ("pesq",), functools.partial(pesq, band="nb"), costly=True),
+        Metric(
+            "pesq_wb",
+            "PESQ-WB",
+            "",
+            "high",
+            TONAL,
+            ("pesq",),
+            functools.partial(pesq, band="wb"),
+            worst=0.999,
+            version=2,
+        ),
+        Metric(
+            "pesq_nb",
+            "PESQ-NB",
+            "",
+            "high",
+            SPEECH,
+            ("pesq",),
+            functools.partial(pesq, band="nb"),
+            worst=0.999,
+            costly=True,
+            version=2,
+        ),
         Metric("stoi", "STOI", "", "high", ALL, ("pystoi",), functools.partial(stoi, extended=False)),
         Metric("estoi", "ESTOI", "", "high", ALL, ("pystoi",), functools.partial(stoi, extended=True), costly=True),
         Metric(
-            "visqol", "ViSQOL audio", "", "high", ALL, ("visqol",), functools.partial(visqol, mode="audio"), costly=True
+            "visqol",
+            "ViSQOL audio",
+            "",
+            "high",
+            ALL,
+            ("visqol",),
+            functools.partial(visqol, mode="audio"),
+            worst=1.0,
+            costly=True,
+            version=2,
         ),
         Metric(
             "visqol_speech",
@@ -231,7 +274,9 @@ METRICS = {
             SPEECH,
             ("visqol",),
             functools.partial(visqol, mode="speech"),
+            worst=1.0,
             costly=True,
+            version=2,
         ),
         Metric("mel_l1", "log-mel L1", "", "low", ALL, ("torch",), log_mel),
         Metric("stft", "multi-res. STFT", "", "low", ALL, ("torch", "numpy"), multi_stft),

@@ -182,6 +182,8 @@ def _table(results: Results, kind: str, metrics: Sequence[str]) -> str:
             digits = 3 if mean.mean / scale < 10 else 2 if mean.mean / scale < 100 else 1
             value, low, high = (f"{number / scale:.{digits}f}" for number in (mean.mean, mean.low, mean.high))
             reach = f"<small>{low}–{high}</small>" if low != high else ""
+            if mean.clips < _most(name, means):
+                reach += f"<small>n = {mean.clips}</small>"
             strong = ' class="best"' if name in METRICS and _leads(system, name, means) else ""
             cells.append(f'<td{strong} data-value="{mean.mean}">{value}{reach}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -193,15 +195,20 @@ def _table(results: Results, kind: str, metrics: Sequence[str]) -> str:
 
 
 def _leads(system: str, measure: str, means: Mapping[str, Mapping[str, Interval | None]]) -> bool:
-    """Tell whether no system of the same bitrate or less is better."""
+    """Tell whether no system of the same bitrate or less is better; those that lack a clip are not compared."""
     sign = 1 if METRICS[measure].better == "high" else -1
     points = {
         name: (bits.mean, sign * value.mean)
         for name, found in means.items()
-        if (bits := found["kbps_net"]) and (value := found[measure])
+        if (bits := found["kbps_net"]) and (value := found[measure]) and value.clips == _most(measure, means)
     }
     mine = points.get(system)
     return mine is not None and not any(bits <= mine[0] and value > mine[1] for bits, value in points.values())
+
+
+def _most(measure: str, means: Mapping[str, Mapping[str, Interval | None]]) -> int:
+    """Return of how many clips the system that has most of them has a measure."""
+    return max(value.clips for found in means.values() if (value := found[measure]))
 
 
 def _systems(results: Results) -> str:
