@@ -13,7 +13,7 @@ import torch
 from diffusers import AudioLDM2ProjectionModel
 from prompting import CLAP as SMALL
 from prompting import conditioner, save_tokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import fill, noise
 from transformers import ClapModel, ClapTextModelWithProjection, GPT2Config, GPT2Model, T5Config, T5EncoderModel
 
@@ -140,6 +140,25 @@ def test_networks_that_compute_something_else_are_refused(
     place, _, table = part.partition("/")
     with edited(whole / place / "config.json", table, name, value), pytest.raises(CheckpointError, match=message):
         load_prompts(whole)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("text_encoder", "text_projection.linear1.weight"),
+        ("text_encoder", "audio_model.audio_encoder.batch_norm.running_mean"),
+        ("text_encoder_2", "encoder.block.1.layer.1.layer_norm.weight"),
+        ("language_model", "ln_f.bias"),
+    ],
+)
+def test_tensors_that_a_file_lacks_are_not_made_up(tmp_path: Path, part: str, name: str) -> None:
+    folder = pipeline(tmp_path)
+    file = folder / part / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="does not fill: .*" + name.removeprefix("encoder.")):
+        load_prompts(folder)
 
 
 @pytest.mark.parametrize("value", [1e-12, None])

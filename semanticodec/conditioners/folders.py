@@ -21,6 +21,7 @@ from .keys import fill
 from .prompts import PromptConditioner
 
 _COUNTED = r"(?:\w+\.)*(position_ids|token_type_ids)"
+_COMPUTED = ("relative_position_index", "num_batches_tracked")
 _CLAP: tuple[Rule, ...] = (
     Rule(_COUNTED, DROP, "counts from 0, or zeros"),
     Rule(r"((text|audio)_(model|projection)\..+|logit_scale_[at])", r"clap.model.\1", "CLAP"),
@@ -92,7 +93,7 @@ def load_clap(
         rule._replace(target=rule.target.removeprefix("clap.")) if isinstance(rule.target, str) else rule
         for rule in _CLAP
     ]
-    fill(clap, _pretrained("ClapModel", place).state_dict(), rules, device=device, dtype=dtype)
+    fill(clap, _tensors("ClapModel", place), rules, device=device, dtype=dtype)
     return clap
 
 
@@ -120,7 +121,7 @@ def load_prompts(
     whole = _config(kind, first)
     texts, sounds = (whole.text_config, whole.audio_config) if kind == "ClapModel" else (whole, None)
     config = PromptConfig(_clap_config(texts, sounds, first, str(folder / "tokenizer")), film=True)
-    tensors, rules = dict(_pretrained(kind, first).state_dict()), _CLAP
+    tensors, rules = _tensors(kind, first), _CLAP
     if (folder / "language_model").is_dir():
         t5, sequence, more = _sequence_parts(folder, texts.projection_dim)
         config = PromptConfig(config.clap, t5=t5, sequence=sequence, contexts=("sequence", "t5"))
@@ -139,8 +140,7 @@ def _sequence_parts(folder: Path, width: int) -> tuple[T5Config, SequenceConfig,
     c, g = _config("T5EncoderModel", second), _config(kind, writer)
     wanted(c.to_dict(), second, **_T5_COMPUTES)
     wanted(g.to_dict(), writer, **_GPT2_COMPUTES)
-    t5, gpt2 = _pretrained("T5EncoderModel", second), _pretrained(kind, writer)
-    projection = _projection(folder / "projection_model")
+    tensors = _tensors("T5EncoderModel", second) | _tensors(kind, writer) | _projection(folder / "projection_model")
     states = T5Config(
         dim=c.d_model,
         head_dim=c.d_kv,
@@ -152,7 +152,7 @@ def _sequence_parts(folder: Path, width: int) -> tuple[T5Config, SequenceConfig,
     )
     count = getattr(g, "max_new_tokens", None) or SequenceConfig().count
     sequence = SequenceConfig((width, c.d_model), count, g.n_embd, g.n_layer, g.n_head, g.n_positions, rows=2)
-    return states, sequence, {**t5.state_dict(), **gpt2.state_dict(), **projection}
+    return states, sequence, tensors
 
 
 def _projection(folder: Path) -> dict[str, Tensor]:
@@ -214,12 +214,18 @@ def _kind(settings: Mapping[str, Any], folder: Path, known: tuple[str, ...]) -> 
 
 def _config(kind: str, place: str | os.PathLike[str]) -> Any:
     """Read a configuration; what the file does not say is transformers' default."""
-    return _pretrained(kind, place, "config_class")
+    return _pretrained(kind, place, getattr(transformers(), kind).config_class)
 
 
-def _pretrained(kind: str, place: str | os.PathLike[str], part: str | None = None) -> Any:
-    whole = getattr(transformers(), kind)
+def _tensors(kind: str, place: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the weights, without those that transformers makes up where a file lacks them."""
+    model, told = _pretrained(kind, place, getattr(transformers(), kind), output_loading_info=True)
+    made_up = {name for name in told["missing_keys"] if not name.endswith(_COMPUTED)}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in made_up}
+
+
+def _pretrained(kind: str, place: str | os.PathLike[str], source: Any, **options: Any) -> Any:
     try:
-        return (whole if part is None else getattr(whole, part)).from_pretrained(place)
+        return source.from_pretrained(place, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"cannot load {kind} from {place}: {' '.join(str(error).split())[:300]}") from error
