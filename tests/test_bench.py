@@ -6,6 +6,7 @@ import base64
 import csv
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import signal
@@ -165,6 +166,54 @@ run(Plan(codecs, find(Path({str(audio)!r})), Path({str(cache)!r}), ("lsd",)), "x
     # only the clip that was being coded when the process died is coded again, beside one per process to warm up
     assert done < 9
     assert len(lines) <= 9 + 2
+
+
+@dataclass(frozen=True)
+class Named(Worse):
+    """A codec that says which process it works in."""
+
+    def encode(self, clip: Clip) -> Coded:
+        with Path(f"{self.log}.pids").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return super().encode(clip)
+
+
+def test_a_killed_run_leaves_no_processes(audio: Path, tmp_path: Path):
+    log = tmp_path / "log"
+    script = f"""
+import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+from pathlib import Path
+from test_bench import Named, Plan, find, run
+if __name__ == "__main__":
+    codecs = [Named("slow", 0.01, Path({str(log)!r}), 0.3)]
+    run(Plan(codecs, find(Path({str(audio)!r})), Path({str(tmp_path / "cache")!r}), ("lsd",), jobs=2), "x")
+"""
+    (tmp_path / "script.py").write_text(script)
+    process = subprocess.Popen([sys.executable, tmp_path / "script.py"])
+    pids: set[int] = set()
+    while len(pids) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+        if (names := Path(f"{log}.pids")).exists():
+            pids = {int(line) for line in names.read_text().split()}
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+
+    def alive(pid: int) -> bool:
+        status = Path(f"/proc/{pid}/stat")
+        try:
+            return status.read_text().rpartition(")")[2].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    try:
+        while any(map(alive, pids)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        for pid in filter(alive, pids):
+            os.kill(pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ..audio import save
 from ..config import SAMPLE_RATE
 from ..errors import ConfigError
+from ..processes import end_with
 from .align import align, bandwidth, common_delay, find_delay
 from .clips import KINDS, Clip, Wave, read, thin
 from .codecs import About, Codec, Coded, gross_bits
@@ -367,6 +368,12 @@ def _original(clip: Clip) -> Sound:
     return Sound(clip.wave.astype(np.float64), clip.text)
 
 
+def _started(parent: int) -> None:
+    """Prepare a process of the pool."""
+    torch.set_num_threads(1)
+    end_with(parent)
+
+
 class workers:
     """Go through jobs here, or in several processes."""
 
@@ -374,7 +381,7 @@ class workers:
         self._pool = None
         if jobs > 1:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+            self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_started, initargs=(os.getpid(),))
         self._threads = torch.get_num_threads()
 
     def __enter__(self) -> Callable[..., Iterator[tuple[Any, Any]]]:

@@ -10,7 +10,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from ..checkpoints import locate
 from ..codec import SemantiCodec
 from ..config import CodecConfig
 from ..errors import SemantiCodecError
+from ..processes import end_with
 from .encoding import WindowEncoder
 from .reading import Channels, Reading, read
 from .records import Assembler, Event, Finished, Item
@@ -133,8 +133,7 @@ def main() -> None:
     """Serve the parent until it closes the pipe."""
     # Ctrl-C reaches every process of a terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+    end_with(os.getppid())
     pipe = Connection(int(sys.argv[1]))
     try:
         work: Work | Reading = pipe.recv()
@@ -153,13 +152,6 @@ def main() -> None:
         pipe.send(error)
     except Exception:
         pipe.send(SemantiCodecError(f"a worker failed:\n{traceback.format_exc()}"))
-
-
-def _end_with(parent: int) -> None:
-    """End this process when the one that started it is gone, even if that was killed."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 if __name__ == "__main__":
