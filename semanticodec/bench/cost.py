@@ -27,8 +27,8 @@ class Cost:
     """Of one codec on one clip, on one thread.
 
     Args:
-        peak_memory_mb: most resident memory of the process that codes, Python and libraries with it for networks.  Of
-            programs below 9 MB nothing is known: the process that starts them takes that much.
+        peak_memory_mb: most resident memory of the process that codes, Python and libraries with it for networks;
+            of programs below 1 MB nothing is known: the shell that starts them takes that much.
         gflop_per_second: operations (a multiply-add is two) of matrix products and convolutions per second of sound;
             None for programs.
         first_block_ms: from the first sample of a stream to the first decoded one that can be heard: the algorithmic
