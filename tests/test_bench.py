@@ -267,6 +267,15 @@ def test_an_upgrade_of_a_package_measures_again(audio: Path, tmp_path: Path, mon
     assert METRICS["wer"].made_by == f"1+pocketsphinx-{release('pocketsphinx')}+jiwer-{release('jiwer')}"
 
 
+def test_notes_of_an_older_version_are_taken_again(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan = Plan([COPY], find(audio)[:1], tmp_path, ("lsd",))
+    run(plan, "x")
+    monkeypatch.setattr("semanticodec.bench.run.bandwidth", lambda *_: 500.0)
+    assert run(plan, "x").values["copy"]["band"]["c0"][0] > 500
+    monkeypatch.setattr("semanticodec.bench.run.NOTES", "later")
+    assert run(plan, "x").values["copy"]["band"]["c0"] == [500.0, 1.0]
+
+
 def test_processes_find_the_same(ran: tuple[Plan, Results], tmp_path: Path):
     plan, results = ran
     some = replace(plan, codecs=[COPY], clips=plan.clips[:3], metrics=("lsd",), cache=tmp_path, jobs=2)

@@ -143,6 +143,12 @@ def test_delay_and_level_are_not_punished(late: int, gain: float, voice: np.ndar
     assert len(as_it_is.wave) == len(voice)
 
 
+def test_silence_is_not_levelled(voice: np.ndarray):
+    assert align(0 * voice, voice).gain == 0
+    assert align(voice, 0 * voice).gain == 0
+    assert align(voice, 1e-2 * voice).gain == pytest.approx(20)
+
+
 def test_a_vocoder_with_phases_of_its_own_is_aligned(voice: np.ndarray):
     spectrum = torch.stft(
         torch.from_numpy(voice), 1024, 256, window=torch.hann_window(1024, dtype=torch.float64), return_complex=True

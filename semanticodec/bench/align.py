@@ -52,9 +52,8 @@ def align(original: Samples, decoded: Samples, *, delay: int = 0, level: bool = 
     shifted = _fit(decoded[delay:] if delay >= 0 else np.pad(decoded, (-delay, 0)), len(original))
     if not level:
         return Aligned(shifted)
-    gain = float(np.clip(loudness(original) - loudness(shifted), -LIMIT, LIMIT))
-    if not np.isfinite(gain):  # one of them is silent
-        gain = 0.0
+    gain = loudness(original) - loudness(shifted)
+    gain = float(np.clip(gain, -LIMIT, LIMIT)) if np.isfinite(gain) else 0.0  # one of them is silent
     return Aligned(shifted * 10 ** (gain / 20), gain)
 
 

@@ -44,6 +44,8 @@ CALIBRATION = 8
 
 DELAY = "delay@2"
 """Of records; the number goes up when estimates change."""
+NOTES = "2"
+"""Version of gain and band; it goes up when they change."""
 TIMING = (
     "seconds per second of sound on one thread, of the process that codes and of programs that it starts; the first "
     "time that a process uses a codec, it codes and decodes one clip before, untimed (cold_timings of a system: clips "
@@ -271,7 +273,7 @@ def _cold(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def score_key(name: str, delay: int, compensate: bool, clip: Clip | None = None) -> str:
     """Return what a score is found by in its entry."""
-    made_by = METRICS[name].made_by if name in METRICS else "1"
+    made_by = METRICS[name].made_by if name in METRICS else NOTES
     key = f"{name}@{made_by}/{delay if compensate else 'as it is'}"
     if name == "wer" and clip is not None:  # what was said is in no other key
         key += f"/{hashlib.sha256((clip.text or '').encode()).hexdigest()[:16]}"
@@ -344,15 +346,17 @@ def _delay(clip: Clip, entry: Entry) -> int | None:
 def score(clip: Clip, entry: Entry, metrics: Sequence[str], delay: int, compensate: bool) -> dict[str, str]:
     """Take the metrics that are not known yet; each is written as soon as it is.  Return metric -> what went wrong."""
     record = entry.read()
-    scores: dict[str, Value | None] = record["scores"]
+    scores: dict[str, Any] = record["scores"]
+    notes = score_key("notes", delay, compensate)
     wanted = {name: key for name in metrics if (key := score_key(name, delay, compensate, clip)) not in scores}
     raised: dict[str, str] = {}
-    if not wanted:
+    if not wanted and notes in scores:
         return raised
     original = _original(clip)
     aligned = align(original.wave, entry.decoded(), delay=delay, level=compensate)
     decoded = Sound(aligned.wave)
-    scores[score_key("notes", delay, compensate)] = aligned.gain, bandwidth(original.wave, aligned.wave)
+    scores[notes] = aligned.gain, bandwidth(original.wave, aligned.wave)
+    entry.write(record)
     for name, key in wanted.items():
         try:
             scores[key] = METRICS[name].value(original, decoded)
