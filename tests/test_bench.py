@@ -168,6 +168,34 @@ run(Plan(codecs, find(Path({str(audio)!r})), Path({str(cache)!r}), ("lsd",)), "x
     assert len(lines) <= 9 + 2
 
 
+def test_what_cannot_be_read_does_not_end_a_run(audio: Path, tmp_path: Path):
+    shutil.copytree(audio, tmp_path / "audio")
+    (tmp_path / "audio" / "c2.flac").write_bytes(b"no sound")
+    plan = Plan([COPY], find(tmp_path / "audio"), tmp_path / "cache", ("lsd",))
+    results = run(plan, "one is broken")
+    assert results.failed.keys() == {"c2"}
+    assert "AudioError" in results.failed["c2"]
+    assert set(results.scores("copy", "lsd")) == set(results.clips) == {f"c{n}" for n in range(8)} - {"c2"}
+    assert "probe_baseline" in survey(results, plan, costs=False).settings
+    hang(results, plan.clips, plan.cache, tmp_path)
+    (tmp_path / "audio" / "c3.flac").unlink()
+    with pytest.raises(AudioError, match="none of the 2 clips can be read; c2"):
+        run(replace(plan, clips=find(tmp_path / "audio")[2:4]), "none is left")
+
+
+def test_a_damaged_cache_is_done_again(audio: Path, tmp_path: Path):
+    log = tmp_path / "log"
+    plan = Plan([Worse("a", 0.01, log)], find(audio)[:3], tmp_path / "cache", ("lsd",))
+    first = run(plan, "whole")
+    records = sorted(plan.cache.rglob("*.json"))
+    records[0].write_text(records[0].read_text()[:30])
+    records[1].with_suffix(".flac").unlink()
+    done = len(log.read_text().splitlines())
+    again = run(plan, "damaged")
+    assert len(log.read_text().splitlines()) == done + 2
+    assert again.values["a"]["lsd"] == first.values["a"]["lsd"]
+
+
 @dataclass(frozen=True)
 class Named(Worse):
     """A codec that says which process it works in."""

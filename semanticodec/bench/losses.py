@@ -28,7 +28,7 @@ from .clips import Clip, Wave
 from .codecs import About, Codec, Coded, Semanticodec, loaded
 from .machine import machine
 from .results import ALL, Results
-from .run import Entry, code, described, hashed, score, score_key, workers
+from .run import Entry, code, described, hashed, readable, score, score_key, workers
 from .statistics import METHOD, Comparison, Interval, paired
 
 RATES = (0.01, 0.03, 0.05, 0.1, 0.2)
@@ -210,9 +210,12 @@ def measure(
         cache: folder for decodes and scores, of runs of any kind.
         jobs: processes, of one thread each.
         advance: is told about progress.
+
+    Raises:
+        AudioError: none of the clips can be read.
     """
     values: dict[str, dict[str, dict[str, list[float]]]] = {each.name: {} for each in CONDITIONS}
-    failed: dict[str, str] = {}
+    clips, failed = readable(clips)
     with workers(jobs) as each:
         for (clip, *_), (found, wrong) in each(_measure, [(clip, codec, cache) for clip in clips], "losing", advance):
             failed |= wrong

@@ -63,6 +63,7 @@ def hang(results: Results, clips: Iterable[Clip], cache: Path, folder: Path, eac
         each: clips of each kind, the first that last long enough.
     """
     gallery = emptied(folder / "gallery")  # of an earlier run
+    clips = [clip for clip in clips if clip.name in results.clips]  # the others could not be read
     for kind in results.kinds:
         long = [clip for clip in clips if clip.kind == kind and clip.seconds >= SECONDS]
         for clip in long[:each]:

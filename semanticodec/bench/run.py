@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..audio import save
 from ..config import SAMPLE_RATE
-from ..errors import ConfigError
+from ..errors import AudioError, ConfigError
 from ..processes import end_with
 from .align import align, bandwidth, common_delay, find_delay
 from .clips import KINDS, Clip, Wave, read, thin
@@ -118,10 +118,12 @@ class Entry:
         return self.cache / self.key[:2] / (self.key + ending)
 
     def read(self) -> dict[str, Any]:
-        """Return what is known; nothing if this is new."""
-        path = self.path(".json")
-        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return found
+        """Return what is known; nothing if this is new, or a disk kept only a part of it."""
+        try:
+            found: dict[str, Any] = json.loads(self.path(".json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if self.path(".flac").is_file() else {}
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Put a record in the place of the last one, at once."""
@@ -149,20 +151,25 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
     """Do what is not in the cache yet, and gather everything.
 
     A codec that cannot run at all, or a metric whose package is missing, is skipped with the reason; a codec that fails
-    on one clip loses only that clip, a metric that does only its value, and the reason is kept.
+    on one clip loses only that clip, a metric that does only its value, a clip that cannot be read only itself, and the
+    reason is kept.
 
     Args:
         plan: what to run.
         title: of the results.
         advance: is told about progress.
+
+    Raises:
+        AudioError: none of the clips can be read.
     """
+    clips, failed = readable(plan.clips)
+    plan = dataclasses.replace(plan, clips=clips)
     skipped = {c.name: reason for c in plan.codecs if (reason := c.missing())}
     skipped |= {name: reason for name in plan.metrics if (reason := METRICS[name].missing())}
     codecs = [codec for codec in plan.codecs if codec.name not in skipped]
     metrics = [name for name in plan.metrics if name not in skipped]
     prints = {codec.name: hashed(codec) for codec in codecs}
     costly = {clip.name for clip in thin(plan.clips, plan.costly_every)}
-    failed: dict[str, str] = {}
 
     def entry(codec: Codec, clip: Clip) -> Entry:
         return Entry.of(plan.cache, prints[codec.name], clip.digest)
@@ -217,6 +224,26 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
         skipped=skipped,
         failed=failed,
     )
+
+
+def readable(clips: Sequence[Clip]) -> tuple[list[Clip], dict[str, str]]:
+    """Part clips into those that can be read, and the others' name -> why not, before anything is done with them.
+
+    Raises:
+        AudioError: there is none that can.
+    """
+    kept, failed = [], {}
+    for clip in clips:
+        try:
+            clip.wave  # noqa: B018
+        except (AudioError, OSError) as error:
+            failed[clip.name] = f"{type(error).__name__}: {error}"
+        else:
+            kept.append(clip)
+    if failed and not kept:
+        name, reason = next(iter(failed.items()))
+        raise AudioError(f"none of the {len(failed)} clips can be read; {name}: {reason}")
+    return kept, failed
 
 
 def described(clips: Iterable[Clip]) -> dict[str, dict[str, Any]]:

@@ -35,10 +35,10 @@ def survey(results: Results, plan: Plan, *, costs: bool) -> Results:
         costs: whether to measure memory, operations and latency, which takes a fresh process per codec.
     """
     systems = {name: dict(facts) for name, facts in results.systems.items()}
-    clips = {clip.name: clip for clip in plan.clips}
+    clips = {clip.name: clip for clip in plan.clips if clip.name in results.clips}
     baseline = {name: _mel_statistics(clip) for name, clip in clips.items()}
     settings = {**results.settings, "probe_baseline": _probes(baseline, clips)}
-    longest = max(plan.clips, key=lambda clip: clip.seconds)
+    longest = max(clips.values(), key=lambda clip: clip.seconds)
     for codec in plan.codecs:
         facts = systems.get(codec.name)
         if facts is None:
