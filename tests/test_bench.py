@@ -373,6 +373,8 @@ def test_results_are_kept_and_read(ran: tuple[Plan, Results], tmp_path: Path):
                     assert row["p_holm"] >= row["p"] >= 2 / 2**8 - 1e-4
                     assert row["not_tested"] == ""
             assert {pair.clips for pair in results.compare(measure)} == {7, 8}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        replace(results, values={**results.values, "bad": {"lsd": {"c0": [float("nan"), 1.0]}}}).write(tmp_path / "x")
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(ConfigError, match="no results"):
         read_results(tmp_path)
@@ -475,8 +477,11 @@ def test_leaderboards_get_their_forms(ran: tuple[Plan, Results], tmp_path: Path)
     less = {name for name in records[0] if any(part in name for part in ("wer", "error", "distance"))}
     assert less == {"wer", "log_mel_distance", "multi_stft_distance", "log_spectral_distance"}
     assert records[0].keys() - less == {"key", "stoi", "spk_similarity"}
-    written = write_leaderboards(results, tmp_path)
-    assert len(written) == 12
+    results = replace(results, values={**results.values, "broken": {}})
+    written, left_out = write_leaderboards(results, tmp_path)
+    assert left_out == ["broken"]
+    assert len(written) == 9
+    assert not (tmp_path / "versa" / "broken.jsonl").exists()
     assert json.loads((tmp_path / "versa" / "bad.jsonl").read_text().splitlines()[0]) == records[0]
 
 
@@ -696,6 +701,17 @@ def test_the_command_line(audio: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert (nowhere.exit_code, (tmp_path / "new").exists()) == (1, False)
     assert "there is no folder" in nowhere.output
     assert CliRunner().invoke(app, [*words, "--codecs", "modern"]).exit_code == 2
+    assert CliRunner().invoke(app, ["bench", "run", str(audio), "-o", str(out), "--codecs", ""]).exit_code == 2
+    for kbps in ("nan", "inf", "0", "-1", "x"):
+        assert CliRunner().invoke(app, [*words, "--decodes", f"other={audio}@{kbps}"]).exit_code == 2
+    with file.open("a") as more:
+        more.write('[useless]\nencode = "cp {input}.none {coded}"\ndecode = "cp {coded} {output}"\n')
+    failed = CliRunner().invoke(app, [*words[:-2], "copy,useless", "--no-costs"])
+    assert failed.exit_code == 1
+    assert failed.output.splitlines()[-1] == "useless: failed on every clip"
+    assert list(read_results(out).systems) == ["copy", "useless"]
+    ranked = CliRunner().invoke(app, ["bench", "leaderboard", str(out)])
+    assert "useless: left out" in ranked.output
 
 
 def test_metrics_say_what_they_need(monkeypatch: pytest.MonkeyPatch):

@@ -65,18 +65,26 @@ def versa(results: Results, system: str) -> list[dict[str, Any]]:
     return records
 
 
-def write_leaderboards(results: Results, folder: Path) -> list[Path]:
-    """Write ``codec-superb/SYSTEM.json``, its row, and ``versa/SYSTEM.jsonl`` for every system that was measured."""
-    written = []
+def write_leaderboards(results: Results, folder: Path) -> tuple[list[Path], list[str]]:
+    """Write ``codec-superb/SYSTEM.json``, its row, and ``versa/SYSTEM.jsonl`` for every system that was measured.
+
+    Returns:
+        the files, and the systems that were left out since there is nothing to rank them by.
+    """
+    written, left_out = [], []
     for system, facts in results.systems.items():
-        if facts.get("measured", True):
-            both = codec_superb(results, system)
-            for path, text in (
-                (folder / "codec-superb" / f"{system}.json", json.dumps(both["results"], indent=4)),
-                (folder / "codec-superb" / f"{system}.row.json", json.dumps(both["row"], indent=1)),
-                (folder / "versa" / f"{system}.jsonl", "\n".join(map(json.dumps, versa(results, system)))),
-            ):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text + "\n")
-                written.append(path)
-    return written
+        if not facts.get("measured", True):
+            continue
+        both, records = codec_superb(results, system), versa(results, system)
+        if not records or both["row"][system]["bps"] is None:
+            left_out.append(system)
+            continue
+        for path, text in (
+            (folder / "codec-superb" / f"{system}.json", json.dumps(both["results"], indent=4)),
+            (folder / "codec-superb" / f"{system}.row.json", json.dumps(both["row"], indent=1)),
+            (folder / "versa" / f"{system}.jsonl", "\n".join(map(json.dumps, records))),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n")
+            written.append(path)
+    return written, left_out

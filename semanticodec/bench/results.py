@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         self.write(folder / "results.json")
         rows = list(self.rows())
-        (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "results.jsonl").write_text("".join(_json(row) + "\n" for row in rows))
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "results.parquet")
 
     def write(self, path: Path) -> None:
@@ -117,11 +118,11 @@ class Results:
 
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values = plain.pop("values")
-        text = json.dumps(plain, indent=1)[:-2]
+        text = _json(plain, indent=1)[:-2]
         columns = ("first", "second", "difference", "low", "high", "p", "p_holm", "clips", "not_tested")
         tests: dict[str, list[str]] = {}
         for measure, kind, pairs in self.tests():
-            line = json.dumps([_row(pair) for pair in pairs])
+            line = _json([_row(pair) for pair in pairs])
             tests.setdefault(measure, []).append(f"    {json.dumps(kind)}: {line}")
         tested = ",\n".join(
             f"   {json.dumps(name)}: {{\n" + ",\n".join(rows) + "\n   }" for name, rows in tests.items()
@@ -132,13 +133,15 @@ class Results:
         )
         lines = [
             f"  {json.dumps(system)}: {{\n"
-            + ",\n".join(
-                f"   {json.dumps(measure)}: {json.dumps(listed(clips))}" for measure, clips in measures.items()
-            )
+            + ",\n".join(f"   {json.dumps(measure)}: {_json(listed(clips))}" for measure, clips in measures.items())
             + "\n  }"
             for system, measures in values.items()
         ]
         path.write_text(text + ',\n "values": {\n' + ",\n".join(lines) + "\n }\n}\n")
+
+
+_json = functools.partial(json.dumps, allow_nan=False)
+"""JSON that every program reads: it knows no NaN."""
 
 
 def _row(pair: Comparison) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -66,9 +67,18 @@ def _codecs(
         name, _, rest = text.partition("=")
         folder, _, kbps = rest.rpartition("@")
         try:
-            found.append(Decodes(name, Path(folder), float(kbps)))
+            stated = float(kbps)
         except ValueError:
-            raise typer.BadParameter(f"{text}: wanted is NAME=FOLDER@KBPS", param_hint="--decodes") from None
+            stated = math.nan
+        if not 0 < stated < math.inf:
+            raise typer.BadParameter(
+                f"{text}: wanted is NAME=FOLDER@KBPS, with a bitrate above 0", param_hint="--decodes"
+            )
+        found.append(Decodes(name, Path(folder), stated))
+    if not found:
+        raise typer.BadParameter(
+            f"no codec; sets are {', '.join(SETS)}; others come with --config and --decodes", param_hint="--codecs"
+        )
     return found
 
 
@@ -103,7 +113,7 @@ def run(
     """Measure codecs, and write a report.
 
     OUT gets report.html, results.json (and .jsonl, .parquet), plots/ for papers, gallery/, and cache/ of what is done,
-    which is not done again.
+    which is not done again.  The exit status is 1 if a codec failed on every clip.
     """
     with user_errors():
         _need_extra()
@@ -150,6 +160,10 @@ def run(
         for name, reason in {**results.skipped, **results.failed}.items():
             complain(name, reason)
         typer.echo(f"{write_report(results, out)}")
+        useless = [name for name in results.systems if not results.values[name]]
+        if useless:
+            complain(", ".join(useless), "failed on every clip")
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -188,8 +202,11 @@ def leaderboard(folder: Folder) -> None:
         from ..bench.leaderboard import write_leaderboards
         from ..bench.results import read_results
 
-        for path in write_leaderboards(read_results(folder), folder / "leaderboard"):
+        written, left_out = write_leaderboards(read_results(folder), folder / "leaderboard")
+        for path in written:
             typer.echo(f"{path}")
+        for name in left_out:
+            complain(name, "left out: it has no bitrate, or no score that a leaderboard reads")
 
 
 @app.command()
