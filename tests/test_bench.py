@@ -373,6 +373,7 @@ def test_results_are_kept_and_read(ran: tuple[Plan, Results], tmp_path: Path):
                     assert row["p_holm"] >= row["p"] >= 2 / 2**8 - 1e-4
                     assert row["not_tested"] == ""
             assert {pair.clips for pair in results.compare(measure)} == {7, 8}
+    assert "clips resampled as if independent" in tests["intervals"]
     with pytest.raises(ValueError, match="not JSON compliant"):
         replace(results, values={**results.values, "bad": {"lsd": {"c0": [float("nan"), 1.0]}}}).write(tmp_path / "x")
     (tmp_path / "results.json").write_text("{}")

@@ -167,6 +167,7 @@ def test_tables_show_units_intervals_and_counts(results: Results, report: Path):
     assert re.search(r">0\.100</td>", speech)  # decoding takes the same for both clips: no interval of no width
     assert "peak memory<small>MB</small>" in page
     assert "STOI: 0 of 6 pairs tested" in page
+    assert "clips resampled as if independent" in page.partition("<h2")[0]  # in its head
     assert "not tested: 2 clips cannot reach" in page
     assert "<td>773</td>" in page
     for plot in ("rate-stoi", "speed-stoi", "speed-mel_l1", "bars-stoi"):

@@ -23,7 +23,7 @@ from .folders import emptied
 from .metrics import METRICS
 from .results import BITS, Results
 from .run import Entry
-from .statistics import METHOD, Interval
+from .statistics import INTERVALS, METHOD, Interval
 
 PAGE = Path(__file__).parent / "report.html"
 LEADING = ("visqol", "stoi", "pesq_wb", "mel_l1")
@@ -147,6 +147,7 @@ def _facts(results: Results) -> str:
             if settings["compensate"]
             else "neither delay nor level undone"
         ),
+        "intervals": INTERVALS,
         "on a part": _on_a_part(settings),
         "machine": f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}",
         "commit": f"{str(machine['commit'])[:12]}{' (modified)' if machine['modified'] else ''}, {machine['date']}",

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .metrics import METRICS
-from .statistics import METHOD, Comparison, Interval, interval, paired
+from .statistics import INTERVALS, METHOD, Comparison, Interval, interval, paired
 
 BITS = {"kbps_net": "net", "kbps_entropy": "entropy-coded", "kbps_file": "container", "kbps_gross": "gross"}
 """Measures of bits in kbit/s, weighted by the clip's length, and what the report calls them.
@@ -128,7 +128,8 @@ class Results:
             f"   {json.dumps(name)}: {{\n" + ",\n".join(rows) + "\n   }" for name, rows in tests.items()
         )
         text += (
-            f',\n "tests": {{\n  "method": {json.dumps(METHOD)},\n  "columns": {json.dumps(columns)},\n'
+            f',\n "tests": {{\n  "method": {json.dumps(METHOD)},\n'
+            f'  "intervals": {json.dumps(INTERVALS)},\n  "columns": {json.dumps(columns)},\n'
             f'  "pairs": {{\n{tested}\n  }}\n }}'
         )
         lines = [

@@ -12,10 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
+INTERVALS = (
+    "bootstrap 95 %, clips resampled as if independent; where several are of one speaker or recording, the mean may be "
+    "further off than that"
+)
 METHOD = (
     "Wilcoxon's signed-rank test (two-sided) on the clips that both have, if they differ on enough of them to reach "
     "p < 0.05 among all pairs; p_holm is corrected for multiple comparisons after Holm, over the pairs of one measure "
-    "and kind of sound"
+    "and kind of sound; clips are taken as independent"
 )
 
 
@@ -33,7 +37,11 @@ class Interval:
 
 
 def interval(values: Sequence[tuple[float, float]], seed: int = 0) -> Interval | None:
-    """Average (value, weight) pairs and resample clips to see how far the mean may be off; None without any clip."""
+    """Average (value, weight) pairs and resample clips to see how far the mean may be off; None without any clip.
+
+    Clips are resampled as if independent: if several are of one speaker or recording, the interval is too narrow for
+    other speakers and recordings.
+    """
     if not values or not sum(weight for _, weight in values):
         return None
     data, weights = np.array(values, np.float64).T
