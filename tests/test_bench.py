@@ -213,7 +213,7 @@ import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).pare
 from pathlib import Path
 from test_bench import Named, Plan, find, run
 if __name__ == "__main__":
-    codecs = [Named("slow", 0.01, Path({str(log)!r}), 0.3)]
+    codecs = [Named("slow", 0.01, Path({str(log)!r}), 600)]
     run(Plan(codecs, find(Path({str(audio)!r})), Path({str(tmp_path / "cache")!r}), ("lsd",), jobs=2), "x")
 """
     (tmp_path / "script.py").write_text(script)
@@ -226,7 +226,7 @@ if __name__ == "__main__":
             pids = {int(line) for line in names.read_text().split()}
     process.send_signal(signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
 
     def alive(pid: int) -> bool:
         status = Path(f"/proc/{pid}/stat")
