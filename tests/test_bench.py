@@ -304,6 +304,19 @@ def test_notes_of_an_older_version_are_taken_again(audio: Path, tmp_path: Path, 
     assert run(plan, "x").values["copy"]["band"]["c0"] == [500.0, 1.0]
 
 
+@pytest.mark.parametrize(("found", "noted"), [(7000.0, {"c0": [4000.0, 1.0]}), (0.0, {"c0": [0.0, 1.0]}), (None, {})])
+def test_no_band_goes_beyond_what_a_codec_works_at(
+    found: float | None,
+    noted: dict[str, list[float]],
+    audio: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("semanticodec.bench.run.bandwidth", lambda *_: found)
+    values = run(Plan([replace(COPY, rate=8000)], find(audio)[:1], tmp_path, ("lsd",)), "x").values["copy"]
+    assert values.get("band", {}) == noted
+
+
 def test_processes_find_the_same(ran: tuple[Plan, Results], tmp_path: Path):
     plan, results = ran
     some = replace(plan, codecs=[COPY], clips=plan.clips[:3], metrics=("lsd",), cache=tmp_path, jobs=2)

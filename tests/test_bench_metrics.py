@@ -183,6 +183,19 @@ def test_band_is_noted(cutoff: int):
     assert bandwidth(noise, noise) == 8000
 
 
+@pytest.mark.parametrize("gain", [-10.0, -20.0])
+def test_rounding_noise_is_no_band(gain: float, voice: np.ndarray):
+    quiet = voice * 10 ** (gain / 20)
+    rounded = np.round(low_pass(quiet, 3500) * 32768) / 32768
+    assert bandwidth(quiet, rounded) == pytest.approx(3500, abs=500)
+    assert bandwidth(quiet, quiet) >= 7500
+
+
+def test_silence_has_no_band(voice: np.ndarray):
+    assert bandwidth(0 * voice, voice) is None
+    assert bandwidth(voice, 0 * voice) == 0
+
+
 def test_intervals_cover_and_weigh():
     data = np.random.default_rng(0).standard_normal(400) + 5
     found = interval([(value, 1.0) for value in data])

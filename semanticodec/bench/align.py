@@ -25,6 +25,8 @@ LIMIT = 20.0
 """Largest gain in dB."""
 BAND = 250
 """Hz per band in :func:`bandwidth`."""
+UNHEARD = -90.0
+"""dBFS (mean square 1 is 0) below which a band of an original counts as silent: rounding to 16 bits leaves -116."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,16 @@ def loudness(wave: Samples) -> float:
     return value if np.isfinite(value) else -np.inf
 
 
-def bandwidth(original: Samples, decoded: Samples) -> float:
+def bandwidth(original: Samples, decoded: Samples) -> float | None:
     """Return up to which frequency in Hz the decode has what the original has, to within 20 dB.
 
-    Bands of 250 Hz that lie 60 dB below the original's loudest say nothing and are left out.
+    Bands of 250 Hz that lie 60 dB below the original's loudest, or below -90 dBFS, say nothing and are left out; where
+    none is left, as in silence, there is no band.
     """
     ours, theirs = _bands(original), _bands(decoded)
-    audible = ours > ours.max() - 60
+    audible = ours > max(ours.max() - 60, UNHEARD)
+    if not audible.any():
+        return None
     kept = np.flatnonzero(audible & (theirs > ours - 20))
     return float((kept[-1] + 1) * BAND) if len(kept) else 0.0
 
@@ -135,10 +140,12 @@ def _envelope(wave: Samples) -> Samples:
 
 
 def _bands(wave: Samples) -> Samples:
+    """Return the mean square in each band of 250 Hz, in dB."""
     size = 2048
+    window = np.hanning(size)
     padded = np.pad(wave, (0, max(0, size - len(wave))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[:: size // 2] * np.hanning(size)
-    power = (np.abs(np.fft.rfft(frames)) ** 2).mean(0)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[:: size // 2] * window
+    power = (np.abs(np.fft.rfft(frames)) ** 2).mean(0) * 2 / (size * (window**2).sum())
     width = BAND * size // SAMPLE_RATE
-    result: Samples = 10 * np.log10(power[:-1].reshape(-1, width).mean(1) + 1e-12)
+    result: Samples = 10 * np.log10(power[:-1].reshape(-1, width).sum(1) + 1e-20)
     return result

@@ -277,7 +277,9 @@ def _gather(
         found = {name: value for key, name in names.items() if (value := record["scores"].get(key))}
         notes = record["scores"].get(score_key("notes", delay, plan.compensate))
         if notes:
-            found |= {"gain": (notes[0], 1), "band": (notes[1], 1)}
+            found["gain"] = notes[0], 1
+            if notes[1] is not None:
+                found["band"] = min(notes[1], about.rate / 2), 1
         for name, (value, weight) in (_costs(record, about, clip.seconds) | found).items():
             values.setdefault(name, {})[clip.name] = [float(f"{value:.5g}"), float(f"{weight:.5g}")]
     return values
