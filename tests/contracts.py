@@ -56,14 +56,22 @@ class Subject:
     def step(
         self, given: Tensor, state: Any, seeds: Sequence[int], active: Tensor | None = None
     ) -> tuple[Tensor, State]:
+        kept = tensors(state, clone=True)
         if isinstance(self.steps, Encoder):
-            return self.steps.step(given, state, active)
-        return self.steps.step(given, state, seeds, active)
+            result: tuple[Tensor, State] = self.steps.step(given, state, active)
+        else:
+            result = self.steps.step(given, state, seeds, active)
+        assert same(tensors(state), kept), "the old state was written to"
+        return result
 
     def finish(self, given: Tensor, state: Any, seeds: Sequence[int]) -> Tensor:
+        kept = tensors(state, clone=True)
         if isinstance(self.steps, Encoder):
-            return self.steps.finish(given, state)
-        return self.steps.finish(given, state, seeds)
+            result = self.steps.finish(given, state)
+        else:
+            result = self.steps.finish(given, state, seeds)
+        assert same(tensors(state), kept), "the old state was written to"
+        return result
 
 
 def stepped(subject: Subject, given: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -121,10 +129,8 @@ def check_rows(subject: Subject, schedule: Sequence[Sequence[bool]], restart: in
         given = torch.cat([inputs[row][..., at[row] : at[row] + subject.span] for row in order])
         active = torch.tensor([mask[row] for row in order])
         given[~active] = torch.nan if given.is_floating_point() else -1
-        kept = [tensors(own, clone=True) for own in state.rows()]
         out, after = subject.step(given, state, [SEEDS[row] for row in order], active)
         for place, row in enumerate(order):
-            assert same(tensors(state.rows()[place]), kept[place])
             if mask[row]:
                 own = inputs[row][..., at[row] : at[row] + subject.span]
                 want, alone[row] = subject.step(own, alone[row], [SEEDS[row]])

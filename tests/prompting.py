@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tiny import fill
 from tokenizers import Tokenizer as Words
 from tokenizers.models import WordLevel
@@ -67,7 +66,6 @@ def conditioner(system: str, folder: Path) -> PromptConditioner:
     config = SYSTEMS[system]
     clap = replace(config.clap, tokenizer=save_tokenizer(folder / "roberta", "roberta"))
     t5 = config.t5 and replace(config.t5, tokenizer=save_tokenizer(folder / "t5", "t5"))
-    torch.manual_seed(0)  # of what fill leaves alone
     module = PromptConditioner(replace(config, clap=clap, t5=t5))
     fill(module)
     return module.requires_grad_(False).eval()

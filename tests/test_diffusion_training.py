@@ -37,7 +37,6 @@ SHAPE = (2, 4, 8, 4)
 
 
 def core(config: LatentConfig = CONFIG, *, filled: bool = True) -> LatentDiffusion:
-    torch.manual_seed(0)  # of what fill leaves alone
     latent = LatentDiffusion(config, vae_encoder=True)
     if filled:
         fill(latent)

@@ -60,7 +60,6 @@ def prompted(kind: str, folder: Path) -> Generator:
     """Return a small system whose conditioners are those of a published kind."""
     contexts = {"film": (None,), "t5": (None, 16), "sequence": (None, 16, 16), "speech": (None, 16)}[kind]
     unet = replace(LATENT.unet, film_dim=12 if kind == "film" else None, contexts=contexts)
-    torch.manual_seed(0)  # of what fill leaves alone
     latent = LatentDiffusion(replace(LATENT, unet=unet), vae_encoder=True)
     fill(latent)
     return Generator(kind, latent.eval(), conditioner(kind, folder), window=16, overlap=4)

@@ -325,7 +325,7 @@ def test_encoding_gives_latents_on_the_denoisers_scale(system: LatentDiffusion) 
     assert posterior.mean.shape == (2, 4, 4, 8)
     picked = posterior.sample(noise(2, 4, 4, 8, seed=1))
     torch.testing.assert_close(picked, posterior.mean + posterior.std * noise(2, 4, 4, 8, seed=1))
-    torch.testing.assert_close(system.mel(posterior.mean), system.vae.decode(mean)[:, 0])
+    torch.testing.assert_close(system.mel(posterior.mean), system.vae.decode(posterior.mean / 0.5)[:, 0])
     assert system.wave(system.mel(posterior.mean)).shape == (2, 32 * 480)
 
 

@@ -59,8 +59,14 @@ def config(flavour: str, rate: TokenRate = 100) -> CodecConfig:
 
 
 def fill(module: nn.Module, seed: int = 0) -> None:
-    """Give every parameter and codebook a random value, the layers that start as zeros included."""
+    """Give every weight, bias and codebook a random value, the layers that start as zeros included; norms stay."""
     generator = torch.Generator().manual_seed(seed)
+    for layer in module.modules():
+        own = list(layer.parameters(recurse=False))
+        for matrix in [parameter for parameter in own if parameter.ndim > 1][:1]:
+            for bias in [parameter for parameter in own if parameter.ndim == 1]:
+                spread = matrix[0].numel() ** -0.5
+                bias.data.uniform_(-spread, spread, generator=generator)
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1:
             # A loud patch embedding, so that codes tell more about the sound than about the position.
