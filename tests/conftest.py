@@ -1,6 +1,7 @@
 """What all tests share: thread count, hypothesis profiles, and where the recorded reference outputs lie."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def family(goldens: Path) -> Path:
     """The folder of recorded outputs of the published AudioLDM, AudioLDM 2, MusicLDM and AudioSR."""
     folder = goldens.parent / "ldm"
     return folder if (folder / "synth.py").is_file() else ROOT / "tests" / "goldens" / "ldm"
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[None]:
+    """Put back what a tokeniser does to torch's number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

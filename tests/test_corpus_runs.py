@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-import torch
 
 from semanticodec.checkpoints import WEIGHTS
 from semanticodec.corpus import CorpusOptions, card, local, tokenize_corpus, verify, verify_corpus
@@ -28,10 +27,8 @@ OPTIONS = CorpusOptions(model="mini-25", batch_seconds=5.12, shard_mb=0.001)
 
 
 @pytest.fixture(scope="module")
-def tokeniser() -> Iterator[Tokeniser]:
-    threads = torch.get_num_threads()
-    yield Tokeniser(OPTIONS.work("cpu", 0))
-    torch.set_num_threads(threads)
+def tokeniser(threads: None) -> Tokeniser:  # noqa: ARG001
+    return Tokeniser(OPTIONS.work("cpu", 0))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -102,7 +103,7 @@ async def through(server: Server, weather: Weather, seed: int) -> AsyncIterator[
         yield proxy, listening.sockets[0].getsockname()[1]
 
 
-class Sturdy:
+class Sturdy(abc.ABC):
     """A client that comes back until it is told to stop."""
 
     def __init__(self, port: int, hello: Hello) -> None:
@@ -111,11 +112,13 @@ class Sturdy:
         self._port, self._hello = port, hello
         self._ws: Any = None
 
+    @abc.abstractmethod
     def resume(self) -> Resume:
-        raise NotImplementedError
+        """Say where to go on."""
 
+    @abc.abstractmethod
     def take(self, message: Any) -> None:
-        raise NotImplementedError
+        """Do what a message asks for."""
 
     async def say(self, message: Any) -> None:
         if self._ws is not None:

@@ -222,6 +222,9 @@ class TestPrompts:
             assert torch.equal(whole[..., :3200], both)  # a shorter one is its beginning
             with pytest.raises(ConfigError, match=r"2 s of speech were asked for, and this model speaks for 0\.64 s"):
                 own.generate(["a", "b"], duration=2.0, **said)
+            editor = own.editor("a dog barks", transcription="bells ring")
+            with pytest.raises(ConfigError, match=r"2 s are to be edited, and this model speaks for 0\.64 s"):
+                editor.transfer(torch.zeros(2 * RATE), RATE)
         one = {"transcriptions": ["bells ring"]} if said else {}
         assert torch.equal(own.generate("rain falls on tin roofs", duration=0.2, **one)[0], both[1])
 
