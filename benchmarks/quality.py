@@ -87,7 +87,7 @@ def with_recorded(results: Results, figures: Path) -> Results:
             what = "scores recorded in shared/figures/published_scores.csv, bitrate stated"
             systems[name] = {"family": family, "what": what, "rate": results.settings["rate"], "measured": False}
             values[name] = measures
-    return Results(**{**vars(results), "systems": systems, "values": values})
+    return dataclasses.replace(results, systems=systems, values=values)
 
 
 def with_costs(results: Results, measured: Results) -> Results:

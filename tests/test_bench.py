@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -386,7 +387,7 @@ def test_results_are_kept_and_read(ran: tuple[Plan, Results], tmp_path: Path):
                     assert row["p_holm"] >= row["p"] >= 2 / 2**8 - 1e-4
                     assert row["not_tested"] == ""
             assert {pair.clips for pair in results.compare(measure)} == {7, 8}
-    assert "clips resampled as if independent" in tests["intervals"]
+    assert "of one speaker or recording" in tests["intervals"]
     with pytest.raises(ValueError, match="not JSON compliant"):
         replace(results, values={**results.values, "bad": {"lsd": {"c0": [float("nan"), 1.0]}}}).write(tmp_path / "x")
     (tmp_path / "results.json").write_text("{}")
@@ -430,6 +431,14 @@ def test_labels_and_groups_come_from_the_manifest(tmp_path: Path):
     clips = {clip.name: clip for clip in find(tmp_path)}
     assert origin(clips["c3"]) == {"source": "books", "folder": "data/1", "recording": "data/1/1-77"}
     assert origin(Clip("a/b-1_2", "sound", tmp_path)) == {"source": "a", "folder": "a", "recording": "a/b-1"}
+    assert clips["c3"].group == "data/1"
+    piece = Clip("m", "music", tmp_path, labels={"orig": "loops/arovane_beat_a.flac"})
+    assert piece.group == "loops/arovane_beat"
+    assert dataclasses.replace(piece, labels=piece.labels | {"group": "arovane"}).group == "arovane"
+    assert (Clip("a/b-1", "sound", tmp_path).group, Clip("c", "speech", tmp_path, None, {"group": "me"}).group) == (
+        "a/b-1",
+        "me",
+    )
     rng = np.random.default_rng(0)
     pooled = {name: rng.random(3).astype(np.float32) for name in clips}
     found = _probes(pooled, clips)

@@ -208,6 +208,37 @@ def test_intervals_cover_and_weigh():
     assert interval([]) is None
 
 
+def test_clips_of_one_speaker_are_drawn_together():
+    """Eight clips each of forty speakers who differ: the mean is as uncertain as that of forty, not of 320, clips."""
+    speakers = np.random.default_rng(0).standard_normal(40)
+    values = [(float(value), 1.0) for value in speakers.repeat(8)]
+    groups = [f"speaker {n}" for n in range(40) for _ in range(8)]
+    apart, together = interval(values), interval(values, groups)
+    assert apart is not None
+    assert together is not None
+    assert (together.mean, together.clips, together.groups, apart.groups) == (apart.mean, 320, 40, 320)
+    assert together.high - together.low == pytest.approx(4 / 40**0.5, rel=0.25)
+    assert (together.high - together.low) / (apart.high - apart.low) == pytest.approx(8**0.5, rel=0.2)
+    alone = interval(values, groups[:1] * 320)  # of one speaker nothing else can be told
+    assert alone is not None
+    assert (alone.low, alone.high, alone.groups) == (apart.low, apart.high, 1)
+    heavy = interval([(0.0, 1.0), (0.0, 5.0), (1.0, 2.0)], ["a", "a", "b"])
+    assert heavy is not None
+    assert (heavy.mean, heavy.low, heavy.high) == (0.25, 0.0, 1.0)
+
+
+def test_differences_are_drawn_by_groups():
+    rng = np.random.default_rng(0)
+    clips = [f"c{n}" for n in range(80)]
+    first = dict.fromkeys(clips, 0.0)
+    second = dict(zip(clips, map(float, rng.standard_normal(10).repeat(8)), strict=True))
+    (apart,) = paired({"first": first, "second": second})
+    (together,) = paired({"first": first, "second": second}, groups={clip: f"{n // 8}" for n, clip in enumerate(clips)})
+    assert together.difference == apart.difference
+    assert together.p == apart.p
+    assert together.high - together.low > 2 * (apart.high - apart.low)
+
+
 def test_pairs_are_tested_together():
     rng = np.random.default_rng(0)
     base = {f"c{n}": float(v) for n, v in enumerate(rng.standard_normal(20))}

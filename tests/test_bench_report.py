@@ -84,6 +84,12 @@ def lines(plot: Plot | None, kind: str) -> list[list[float]]:
     return [y if x[0] == x[1] else x for x, y in strokes]
 
 
+def test_groups_of_clips_are_counted(tmp_path: Path, results: Results):
+    clips = {name: {**clip, "group": "one voice"} for name, clip in results.clips.items()}
+    page = write_report(replace(results, clips=clips), tmp_path).read_text()
+    assert "3 (2 speech in 1 group, 1 music), 0.1 minutes" in page
+
+
 @pytest.mark.parametrize("plot", [rate_distortion, against_speed, bars])
 def test_one_clip_has_no_interval(plot, results: Results):  # type: ignore[no-untyped-def]
     drawn = plot(results, "stoi")
@@ -167,7 +173,7 @@ def test_tables_show_units_intervals_and_counts(results: Results, report: Path):
     assert re.search(r">0\.100</td>", speech)  # decoding takes the same for both clips: no interval of no width
     assert "peak memory<small>MB</small>" in page
     assert "STOI: 0 of 6 pairs tested" in page
-    assert "clips resampled as if independent" in page.partition("<h2")[0]  # in its head
+    assert "of one speaker or recording" in page.partition("<h2")[0]  # in its head
     assert "not tested: 2 clips cannot reach" in page
     assert "<td>773</td>" in page
     for plot in ("rate-stoi", "speed-stoi", "speed-mel_l1", "bars-stoi"):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,36 @@ class Clip:
     def seconds(self) -> float:
         """How long it lasts."""
         return len(self.wave) / SAMPLE_RATE
+
+    @property
+    def group(self) -> str:
+        """What it shares with other clips that makes them alike.
+
+        The manifest's column ``group``; without that, as its column ``orig`` tells, the speaker (the folder of the
+        original) of speech and the recording of other kinds; without both the clip is alone.
+        """
+        if "orig" not in self.labels:
+            return self.labels.get("group", self.name)
+        return self.labels.get("group") or origin(self)["folder" if self.kind == "speech" else "recording"]
+
+
+def origin(clip: Clip) -> dict[str, str]:
+    """Return what a clip comes from, the coarsest first: clips of one group are not learnt and tested on.
+
+    * source: the manifest's column ``source``, a data set; the folder if there is no such column
+    * folder: of the original file, the manifest's column ``orig`` (or of the clip, without the column): a speaker of
+      LibriSpeech, a class of ESC-10, an album
+    * recording: the original file without the last part of its name after - or _, which numbers what was cut from it:
+      a chapter (367-130732-0001), a recording (4-184575-A), takes and variants (arovane_beat_a).  Names that happen to
+      begin alike fall into one group too, which errs on the safe side.
+    """
+    path = PurePosixPath(clip.labels.get("orig") or clip.name)
+    folder = str(path.parent)
+    return {
+        "source": clip.labels.get("source", folder),
+        "folder": folder,
+        "recording": f"{folder}/{re.sub(r'[-_][^-_]*$', '', path.stem)}",
+    }
 
 
 def read(path: Path) -> Wave:

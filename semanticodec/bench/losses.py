@@ -278,7 +278,7 @@ def differences(results: Results) -> Iterator[Difference]:
                             Condition(pattern, rate, method).name, name, None if kind == ALL else kind
                         )
                         scores[method] = {clip: value for clip, (value, _) in found.items()}
-                    for test in paired(scores):
+                    for test in paired(scores, groups=results.groups):
                         yield Difference(pattern, rate, kind, name, test)
 
 

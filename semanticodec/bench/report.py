@@ -136,9 +136,7 @@ def _folded(summary: str, parts: Sequence[str]) -> str:
 def _facts(results: Results) -> str:
     machine, settings = results.machine, results.settings
     seconds = sum(clip["seconds"] for clip in results.clips.values())
-    counts = ", ".join(
-        f"{sum(clip['kind'] == kind for clip in results.clips.values())} {kind}" for kind in results.kinds
-    )
+    counts = ", ".join(_count(results, kind) for kind in results.kinds)
     facts = {
         "clips": f"{len(results.clips)} ({counts}), {seconds / 60:.1f} minutes",
         "footing": f"{settings['rate'] / 1000:g} kHz mono; "
@@ -153,6 +151,13 @@ def _facts(results: Results) -> str:
         "commit": f"{str(machine['commit'])[:12]}{' (modified)' if machine['modified'] else ''}, {machine['date']}",
     }
     return "".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items() if text)
+
+
+def _count(results: Results, kind: str) -> str:
+    """Write of how many clips a kind is, and of how many groups these are, if they are fewer."""
+    groups = [results.groups[name] for name, clip in results.clips.items() if clip["kind"] == kind]
+    count = len(set(groups))
+    return f"{len(groups)} {kind}" + f" in {count} group{'s' * (count > 1)}" * (count < len(groups))
 
 
 def _on_a_part(settings: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ class Results:
         title: what was run.
         machine: where, and from which commit.
         settings: what the values depend on beside systems and clips.
-        clips: name -> kind, seconds, digest.
+        clips: name -> kind, seconds, digest, group (of results before groups were kept: none, each is its own).
         systems: name -> family, what, rate, delay and further facts; ``delay_samples`` is None where it was not found.
         values: system -> measure -> clip -> [value, weight].
         skipped: system or metric -> why it was left out.
@@ -53,6 +53,11 @@ class Results:
         """Kinds of sound that there are clips of, in the order of the clips."""
         return list(dict.fromkeys(clip["kind"] for clip in self.clips.values()))
 
+    @functools.cached_property
+    def groups(self) -> dict[str, str]:
+        """Return clip -> what clips are alike with."""
+        return {name: clip.get("group", name) for name, clip in self.clips.items()}
+
     def scores(self, system: str, measure: str, kind: str | None = None) -> dict[str, tuple[float, float]]:
         """Return clip -> (value, weight), of one kind or of all."""
         found = self.values.get(system, {}).get(measure, {})
@@ -64,12 +69,14 @@ class Results:
 
     def mean(self, system: str, measure: str, kind: str | None = None) -> Interval | None:
         """Average a measure with its interval; None if no clip has it."""
-        return interval(list(self.scores(system, measure, kind).values()))
+        scores = self.scores(system, measure, kind)
+        return interval(list(scores.values()), [self.groups[clip] for clip in scores])
 
     def compare(self, measure: str, kind: str | None = None) -> list[Comparison]:
         """Test all pairs of systems."""
         return paired(
-            {name: {c: value for c, (value, _) in self.scores(name, measure, kind).items()} for name in self.systems}
+            {name: {c: value for c, (value, _) in self.scores(name, measure, kind).items()} for name in self.systems},
+            groups=self.groups,
         )
 
     def tests(self) -> Iterator[tuple[str, str, list[Comparison]]]:

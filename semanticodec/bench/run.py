@@ -247,8 +247,16 @@ def readable(clips: Sequence[Clip]) -> tuple[list[Clip], dict[str, str]]:
 
 
 def described(clips: Iterable[Clip]) -> dict[str, dict[str, Any]]:
-    """Return what results keep of clips: name -> kind, seconds, digest."""
-    return {clip.name: {"kind": clip.kind, "seconds": round(clip.seconds, 4), "digest": clip.digest} for clip in clips}
+    """Return what results keep of clips: name -> kind, seconds, digest, group."""
+    return {
+        clip.name: {
+            "kind": clip.kind,
+            "seconds": round(clip.seconds, 4),
+            "digest": clip.digest,
+            "group": clip.group,
+        }
+        for clip in clips
+    }
 
 
 def _names_a_file(name: str) -> bool:

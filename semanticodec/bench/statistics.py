@@ -13,49 +13,61 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 INTERVALS = (
-    "bootstrap 95 %, clips resampled as if independent; where several are of one speaker or recording, the mean may be "
-    "further off than that"
+    "bootstrap 95 %: of clips that are of one speaker or recording (the manifest's column group, or as its column orig "
+    "tells) all are drawn or none; others, and those of a single group, are drawn one by one; where there are few "
+    "groups, the mean may be further off than that"
 )
 METHOD = (
     "Wilcoxon's signed-rank test (two-sided) on the clips that both have, if they differ on enough of them to reach "
     "p < 0.05 among all pairs; p_holm is corrected for multiple comparisons after Holm, over the pairs of one measure "
-    "and kind of sound; clips are taken as independent"
+    "and kind of sound; it takes clips as independent, the intervals of differences do not"
 )
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A weighted mean over clips with its bootstrap 95 % interval."""
+    """A weighted mean over clips with its bootstrap 95 % interval, and of how many groups they are."""
 
     mean: float
     low: float
     high: float
     clips: int
+    groups: int
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def interval(values: Sequence[tuple[float, float]], seed: int = 0) -> Interval | None:
-    """Average (value, weight) pairs and resample clips to see how far the mean may be off; None without any clip.
+def interval(
+    values: Sequence[tuple[float, float]], groups: Sequence[str] | None = None, seed: int = 0
+) -> Interval | None:
+    """Average (value, weight) pairs and resample to see how far the mean may be off; None without any weight.
 
-    Clips are resampled as if independent: if several are of one speaker or recording, the interval is too narrow for
-    other speakers and recordings.
+    Args:
+        values: of each clip.
+        groups: of each clip; whole groups are resampled, since what is alike tells less about other speakers and
+            recordings than its number says.  None: each clip is one.
+        seed: of the resampling.
     """
     if not values or not sum(weight for _, weight in values):
         return None
     data, weights = np.array(values, np.float64).T
-    chosen = _chosen(len(data), seed)
-    totals = weights[chosen].sum(1)
-    means = (data * weights)[chosen].sum(1)[totals > 0] / totals[totals > 0]
+    members = np.arange(len(data)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(members.max()) + 1
+    if count == 1:  # that of one speaker alone
+        members = np.arange(len(data))
+    sums, totals = (np.bincount(members, each) for each in (data * weights, weights))
+    chosen = _chosen(len(totals), seed)
+    drawn = totals[chosen].sum(1)
+    means = sums[chosen].sum(1)[drawn > 0] / drawn[drawn > 0]
     low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float((data * weights).sum() / weights.sum()), float(low), float(high), len(data))
+    return Interval(float((data * weights).sum() / weights.sum()), float(low), float(high), len(data), count)
 
 
 @functools.lru_cache(4)
-def _chosen(clips: int, seed: int) -> NDArray[np.int64]:
-    """Draw which clips each resample consists of, ``[RESAMPLES, clips]``: many means are over as many clips."""
-    return np.random.default_rng(seed).integers(0, clips, (RESAMPLES, clips))
+def _chosen(groups: int, seed: int) -> NDArray[np.int64]:
+    """Draw which groups each resample consists of, ``[RESAMPLES, groups]``: many means are over as many."""
+    return np.random.default_rng(seed).integers(0, groups, (RESAMPLES, groups))
 
 
 @dataclass(frozen=True)
@@ -104,12 +116,15 @@ def can_reject(differing: int, pairs: int) -> bool:
     return pairs * 2.0 ** (1 - differing) <= 0.05
 
 
-def paired(scores: Mapping[str, Mapping[str, float]], unit: str = "clips") -> list[Comparison]:
+def paired(
+    scores: Mapping[str, Mapping[str, float]], unit: str = "clips", groups: Mapping[str, str] | None = None
+) -> list[Comparison]:
     """Compare every pair of systems on the clips that they have in common, if there are any.
 
     Args:
         scores: system -> clip -> value.
         unit: what the inner keys are.
+        groups: clip -> group, for the intervals.
     """
     from scipy.stats import wilcoxon
 
@@ -121,7 +136,7 @@ def paired(scores: Mapping[str, Mapping[str, float]], unit: str = "clips") -> li
     found = []
     for (first, second), shared in common.items():
         difference = np.array([scores[first][clip] - scores[second][clip] for clip in shared])
-        mean = interval([(value, 1.0) for value in difference])
+        mean = interval([(value, 1.0) for value in difference], [groups[clip] for clip in shared] if groups else None)
         assert mean is not None
         differing = int(np.count_nonzero(difference))
         p = float(wilcoxon(difference).pvalue) if can_reject(differing, len(common)) else None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from ..demo import log_mel
 from ..errors import ConfigError
 from .align import align
-from .clips import Clip
+from .clips import Clip, origin
 from .codecs import Codec, Semanticodec
 from .cost import cost
 from .listening import LONGEST, Item
@@ -133,25 +132,6 @@ def _probes(pooled: Mapping[str, NDArray[np.float32]], clips: Mapping[str, Clip]
             origins.setdefault(level, {})[name] = group
     results = ((label, probe(pooled, found, origins, label)) for label, found in _labels(clips, pooled).items())
     return {label: str(result) for label, result in results if result}
-
-
-def origin(clip: Clip) -> dict[str, str]:
-    """Return what a clip comes from, the coarsest first: clips of one group are not learnt and tested on.
-
-    * source: the manifest's column ``source``, a data set; the folder if there is no such column
-    * folder: of the original file, the manifest's column ``orig`` (or of the clip, without the column): a speaker of
-      LibriSpeech, a class of ESC-10, an album
-    * recording: the original file without the last part of its name after - or _, which numbers what was cut from it:
-      a chapter (367-130732-0001), a recording (4-184575-A), takes and variants (arovane_beat_a).  Names that happen to
-      begin alike fall into one group too, which errs on the safe side.
-    """
-    path = PurePosixPath(clip.labels.get("orig") or clip.name)
-    folder = str(path.parent)
-    return {
-        "source": clip.labels.get("source", folder),
-        "folder": folder,
-        "recording": f"{folder}/{re.sub(r'[-_][^-_]*$', '', path.stem)}",
-    }
 
 
 def _labels(clips: Mapping[str, Clip], names: Iterable[str]) -> dict[str, dict[str, str]]:
