@@ -31,7 +31,15 @@ def cell(results: Results, system: str, measure: str, kind: str | None, digits: 
     return "" if mean is None else f"{mean.mean:.{digits}f}"
 
 
-def compared(results: Results, columns: Sequence[tuple[str, str]]) -> str:
+def within(results: Results, system: str, measure: str, kind: str | None) -> str:
+    """Return a mean and how far the longer side of its 95 % interval reaches, or nothing where there is none."""
+    mean = results.mean(system, measure, kind)
+    if mean is None:
+        return ""
+    return f"{mean.mean:.3f}" + f" ± {max(mean.high - mean.mean, mean.mean - mean.low):.2f}" * (mean.clips > 1)
+
+
+def compared(results: Results, columns: Sequence[tuple[str, str]], *, reach: bool = False) -> str:
     """One row per system in the order of its bitrate, a column per (kind, metric)."""
     short = {"visqol": "ViSQOL", "mel_l1": "mel L1"}
     heads, before = ["system", "kbit/s"], ""
@@ -43,8 +51,11 @@ def compared(results: Results, columns: Sequence[tuple[str, str]]) -> str:
     rows = []
     for name in order:
         kbps = cell(results, name, "kbps_net", None, 2) + ("" if results.systems[name].get("measured", True) else "*")
-        rows.append((name, kbps, *(cell(results, name, measure, kind) for kind, measure in columns)))
-    return f"{table(heads, rows)}\n\n{counted(results, columns, short)}"
+        rows.append(
+            (name, kbps, *((within if reach else cell)(results, name, measure, kind) for kind, measure in columns))
+        )
+    told = "  ± is the farther end of the 95 % interval over speakers and recordings." * reach
+    return f"{table(heads, rows)}\n\n{counted(results, columns, short)}{told}"
 
 
 def counted(results: Results, columns: Sequence[tuple[str, str]], short: Mapping[str, str]) -> str:
@@ -75,7 +86,7 @@ def dev() -> str:
         ("sound", "visqol"),
         ("sound", "mel_l1"),
     ]
-    return compared(read_results(RESULTS / "quality-dev.json"), columns)
+    return compared(read_results(RESULTS / "quality-dev.json"), columns, reach=True)
 
 
 def published() -> str:
@@ -92,7 +103,7 @@ def published() -> str:
         ("sound", "stoi"),
         ("sound", "mel_l1"),
     ]
-    return compared(read_results(RESULTS / "quality-published.json"), columns)
+    return compared(read_results(RESULTS / "quality-published.json"), columns, reach=True)
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -303,16 +314,17 @@ def losses() -> str:
         if d["test"]["first"] == "model" and (d["test"]["p_holm"] or 1.0) < 0.05
     }
     columns = (("speech", "stoi"), ("speech", "mel_l1"), ("music", "mel_l1"), ("sound", "mel_l1"))
+    beside = {name: f"{name}, {kbps:.1f} kbit/s" for name, kbps in result["kbps_net"].items() if name != "model"}
     lines = []
     for pattern, rate in (("random", 0.0), ("random", 0.05), ("random", 0.2), ("bursts", 0.2)):
-        for method in ("model", "repetition", "silence") if rate else ("model",):
+        for method in (*(("model", "repetition", "silence") if rate else ("model",)), *beside):
             cells = []
             for kind, measure in columns:
                 value = points[pattern, rate, method, kind][measure]
                 star = "*" * ((pattern, rate, method, kind, measure) in told)
                 cells.append(f"{value['mean']:.3f}{star} ({value['low']:.3f} to {value['high']:.3f})")
             share = f"{points[pattern, rate, method, 'all']['lost']:.1%}, {pattern}" if rate else "none"
-            lines.append((share, method if rate else "", *cells))
+            lines.append((share, beside.get(method, method if rate else ""), *cells))
     kinds = [clip["kind"] for clip in result["clips"]]
     counts = ", ".join(f"{kinds.count(kind)} of {kind}" for kind in dict.fromkeys(kinds))
     heads = ("lost blocks", "filled by", "speech: STOI", "mel L1", "music: mel L1", "sound: mel L1")

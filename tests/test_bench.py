@@ -380,7 +380,7 @@ def test_results_are_kept_and_read(ran: tuple[Plan, Results], tmp_path: Path):
                 assert (row["first"], row["second"], row["clips"]) == (pair.first, pair.second, pair.clips)
                 if pair.clips < 8:  # among 6 pairs (3 of the one clip of music), 7 clips are too few
                     assert (row["p"], row["p_holm"]) == (None, None)
-                    count = f"{pair.clips} clips cannot reach p < 0.05 among {len(named)} pairs"
+                    count = f"{pair.clips} clip{'s' * (pair.clips > 1)} cannot reach p < 0.05 among {len(named)} pairs"
                     assert row["not_tested"] == f"not tested: {count}"
                 else:
                     assert row["p_holm"] == pytest.approx(pair.p_holm, rel=0.01)
@@ -406,7 +406,7 @@ def test_the_report_is_one_page(ran: tuple[Plan, Results], tmp_path: Path):
     for name in results.systems:
         assert f'<th scope="row">{name}</th>' in page
     assert "cannot code music" in page
-    assert page.count("not tested: 1 clips cannot reach p &lt; 0.05 among 3 pairs") == 3 * 4  # of the one clip of music
+    assert page.count("not tested: 1 clip cannot reach p &lt; 0.05 among 3 pairs") == 3 * 4  # of the one clip of music
     assert {"rate-mel_l1.png", "rate-mel_l1.svg", "bars-stoi.png"} <= {f.name for f in (tmp_path / "plots").iterdir()}
     assert len(re.findall(r'id="([^"]*)"', page)) == len(set(re.findall(r'id="([^"]*)"', page)))
 
@@ -732,6 +732,12 @@ def test_the_command_line(audio: Path, tmp_path: Path, monkeypatch: pytest.Monke
     failed = CliRunner().invoke(app, [*words[:-2], "copy,useless", "--no-costs"])
     assert failed.exit_code == 1
     assert failed.output.splitlines()[-1] == "useless: failed on every clip"
+    with file.open("a") as more:
+        more.write('[absent]\nencode = "no-such-program {input} {coded}"\ndecode = "cp {coded} {output}"\n')
+    none = CliRunner().invoke(app, [*words[:-2], "absent", "--no-costs"])
+    assert none.exit_code == 1
+    assert "absent: no-such-program is not installed" in none.output
+    assert "none of the codecs can run here" in none.output
     assert list(read_results(out).systems) == ["copy", "useless"]
     ranked = CliRunner().invoke(app, ["bench", "leaderboard", str(out)])
     assert "useless: left out" in ranked.output

@@ -47,26 +47,37 @@ def test_a_column_of_fewer_clips_says_so():
     assert text.splitlines()[-1] == "Clips: 2 of speech (mel L1 1); commit 0123456."
 
 
+def test_columns_may_show_how_sure_they_are():
+    found = results()
+    found.values["mini"]["mel_l1"] = {"a": [0.5, 1.0]}
+    found.clips["b"]["kind"] = "speech"
+    lines = readme.compared(found, [("speech", "stoi"), ("speech", "mel_l1")], reach=True).splitlines()
+    assert lines[3] == "| mini | 1.50 | 0.600 ± 0.10 | 0.500 |"
+    assert lines[-1].endswith("interval over speakers and recordings.")
+
+
 def test_lost_blocks_have_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clips = {f"{kind}{n}": {"kind": kind} for kind in ("speech", "music", "sound") for n in range(7)}
-    better = {"model": 0.0, "repetition": 0.1, "silence": 0.1}
+    better = {"model": 0.0, "repetition": 0.1, "silence": 0.1, "opus-6": 0.2}
     values = {
         each.name: {
             "lost": {clip: [0.9 * each.rate, 20.0] for clip in clips},
             "mel_l1": {clip: [0.5 + each.rate * better[each.method] + int(clip[-1]) / 100, 1.0] for clip in clips},
             "stoi": {clip: [0.75, 1.0] for clip in clips},
+            "kbps_net": {clip: [6.5, 1.0] for clip in clips},
         }
-        for each in losses.CONDITIONS
+        for each in losses.conditions(["opus-6"])
     }
     machine = {"commit": "0123456789"}
-    losses.write(tmp_path, Results("t", machine, {"model": "mini-100"}, clips, {}, values))
+    losses.write(tmp_path, Results("t", machine, {"model": "mini-100", "beside": ["opus-6"]}, clips, {}, values))
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     lines = readme.losses().splitlines()
     assert lines[0] == "| lost blocks | filled by | speech: STOI | mel L1 | music: mel L1 | sound: mel L1 |"
-    assert len(lines) == 2 + 1 + 3 * 3 + 2
+    assert len(lines) == 2 + 2 + 3 * 4 + 2
+    assert lines[3].startswith("| none | opus-6, 6.5 kbit/s | 0.750 (0.750 to 0.750) | 0.530 (0.")
     assert lines[2].startswith("| none |  | 0.750 (0.750 to 0.750) | 0.530 (0.")
-    assert lines[7].startswith("| 18.0%, random | repetition | 0.750 (0.750 to 0.750) | 0.550* (0.5")
-    assert lines[6].startswith("| 18.0%, random | model | 0.750 (0.750 to 0.750) | 0.530 (0.5")
+    assert lines[9].startswith("| 18.0%, random | repetition | 0.750 (0.750 to 0.750) | 0.550* (0.5")
+    assert lines[8].startswith("| 18.0%, random | model | 0.750 (0.750 to 0.750) | 0.530 (0.5")
     assert "mini-100, clips: 7 of speech, 7 of music, 7 of sound" in lines[-1]
 
 
@@ -120,7 +131,7 @@ def test_the_runs_are_planned(root: Path, tmp_path: Path):
     if not (audio / "dev" / "manifest.csv").is_file():
         pytest.skip("needs ../shared/audio")
     plans = quality.plans(audio, tmp_path, 1, 3, ["wer", "dwer"])
-    assert (len(plans["dev"].clips), plans["dev"].costly_every) == (42, 4)
+    assert (len(plans["dev"].clips), plans["dev"].costly_every) == (42, 1)
     assert len(plans["published"].clips) == 24
     assert plans["published"].compensate is False
     assert {clip.name for clip in plans["steps"].clips} <= {clip.name for clip in plans["dev"].clips}

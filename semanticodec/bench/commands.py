@@ -187,20 +187,25 @@ def _size(path: Path) -> str:
     return f"{path.stat().st_size} bytes long" if path.is_file() else "missing"
 
 
-def ogg_payload(data: bytes) -> int:
-    """Return the bytes of an Ogg stream's packets, without page headers and the two header packets."""
-    packets, at, open_packet = [0], 0, True
+def ogg_packets(data: bytes) -> list[bytes]:
+    """Return the packets of an Ogg stream, its two header packets first.
+
+    Raises:
+        AudioError: it is none.
+    """
+    packets, at, open_packet = [bytearray()], 0, True
     while at < len(data):
         if data[at : at + 4] != b"OggS" or at + 27 > len(data):
             raise AudioError(f"no Ogg page at byte {at}")
         lacing = data[at + 27 : at + 27 + data[at + 26]]
+        at += 27 + len(lacing)
         for size in lacing:
             if not open_packet:
-                packets.append(0)
-            packets[-1] += size
+                packets.append(bytearray())
+            packets[-1] += data[at : at + size]
+            at += size
             open_packet = size == 255
-        at += 27 + len(lacing) + sum(lacing)
-    return sum(packets[2:])
+    return [bytes(packet) for packet in packets]
 
 
 def adts_payload(data: bytes) -> int:
@@ -238,7 +243,7 @@ MP3_KBPS = (
 """Of layer III by the number in a frame's header: at the low sample rates of MPEG-2 and 2.5, and of MPEG-1."""
 _PAYLOADS: dict[Payload, Callable[[bytes], int]] = {
     "file": lambda data: 8 * len(data),
-    "ogg": lambda data: 8 * ogg_payload(data),
+    "ogg": lambda data: 8 * sum(map(len, ogg_packets(data)[2:])),
     "adts": lambda data: 8 * adts_payload(data),
     "mp3": lambda data: 8 * mp3_payload(data),
     "codec2-700c": lambda data: len(data) // 4 * 28,

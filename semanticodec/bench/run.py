@@ -38,9 +38,11 @@ from .results import Results
 
 Advance = Callable[[str, str, int, int], None]
 """Told what is done: the round, the codec and clip, how many of how many."""
+Each = Callable[..., Iterator[tuple[Any, Any]]]
+"""Goes through jobs, see :class:`workers`: function, jobs, round, advance -> job and result."""
 
 CALIBRATION = 8
-"""Clips that a codec's delay is found on: the first ones with speech, or of any kind."""
+"""Clips that a codec's delay is found on."""
 
 DELAY = "delay@2"
 """Of records; the number goes up when estimates change."""
@@ -185,10 +187,8 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
         delays: dict[str, int | None] = dict.fromkeys((codec.name for codec in codecs), 0)
         if plan.compensate:
             for codec in codecs:
-                mine = [clip for one, clip in pairs if one is codec]
-                chosen = sorted(mine, key=lambda clip: KINDS.index(clip.kind))[:CALIBRATION]
-                found = each(_delay, [(clip, entry(codec, clip)) for clip in chosen], "aligning", advance)
-                delays[codec.name] = common_delay([delay for _, delay in found])
+                mine = [(clip, entry(codec, clip)) for one, clip in pairs if one is codec]
+                delays[codec.name] = calibrate(mine, each, advance)
 
         order = {clip.name: place for place, clip in enumerate(plan.clips)}
         scoring = [
@@ -224,6 +224,12 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
         skipped=skipped,
         failed=failed,
     )
+
+
+def calibrate(coded: Sequence[tuple[Clip, Entry]], each: Each, advance: Advance) -> int | None:
+    """Find a codec's one delay in samples, on the first clips with speech, or of any kind; None where none tells."""
+    chosen = sorted(coded, key=lambda one: KINDS.index(one[0].kind))[:CALIBRATION]
+    return common_delay([delay for _, delay in each(_delay, chosen, "aligning", advance)])
 
 
 def readable(clips: Sequence[Clip]) -> tuple[list[Clip], dict[str, str]]:
@@ -425,7 +431,7 @@ class workers:
             self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_started, initargs=(os.getpid(),))
         self._threads = torch.get_num_threads()
 
-    def __enter__(self) -> Callable[..., Iterator[tuple[Any, Any]]]:
+    def __enter__(self) -> Each:
         torch.set_num_threads(1)  # times are those of one thread, here as in the pool
         return self._each
 

@@ -105,7 +105,7 @@ class Comparison:
         """The corrected p, or why there is none."""
         if self.p_holm is not None:
             return f"{self.p_holm:.2g}"
-        count = f"{self.clips} {self.unit}"
+        count = f"{self.clips} {self.unit if self.clips != 1 else self.unit.removesuffix('s')}"
         if can_reject(self.clips, self.pairs):
             count = f"{self.differing} of {count} that differ"
         return f"not tested: {count} cannot reach p < 0.05 among {self.pairs} pair{'s' * (self.pairs > 1)}"

@@ -113,7 +113,7 @@ def run(
     """Measure codecs, and write a report.
 
     OUT gets report.html, results.json (and .jsonl, .parquet), plots/ for papers, gallery/, and cache/ of what is done,
-    which is not done again.  The exit status is 1 if a codec failed on every clip.
+    which is not done again.  The exit status is 1 if a codec failed on every clip, or none could run.
     """
     with user_errors():
         _need_extra()
@@ -160,6 +160,8 @@ def run(
         for name, reason in {**results.skipped, **results.failed}.items():
             complain(name, reason)
         typer.echo(f"{write_report(results, out)}")
+        if not results.systems:
+            raise ConfigError("none of the codecs can run here; `semanticodec bench codecs` says what they need")
         useless = [name for name in results.systems if not results.values[name]]
         if useless:
             complain(", ".join(useless), "failed on every clip")
@@ -294,12 +296,16 @@ def losses(
     seed: Annotated[int, typer.Option(min=0, help="Of the losses and of the decoder's noise.")] = 0,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes of one thread each.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Folder of decodes and scores.  [default: cache in --out]")] = None,
+    beside: Annotated[
+        str,
+        typer.Option(help="Codecs with commas between, of opus-* and codec2-*, that lose the same stretches of time."),
+    ] = "",
 ) -> None:
     """Measure quality against lost blocks.
 
     Blocks are lost singly and in bursts; they are filled in by the model, muted, or filled with the last one's codes.
-    What is done is kept in the cache (of `bench run` too) and not done again.  losses.json has every kind of sound, and
-    paired tests between the three.
+    Opus conceals its lost packets by itself, Codec 2 holds its last frame.  What is done is kept in the cache (of
+    `bench run` too) and not done again.  losses.json has every kind of sound, and paired tests between the three ways.
     """
     with user_errors():
         _need_extra()
@@ -308,12 +314,14 @@ def losses(
         from ..bench.codecs import Semanticodec
         from ..bench.figures import told
         from ..bench.folders import marked
+        from ..bench.outages import interruptible
         from ..bench.results import ALL
         from ..checkpoints import locate
         from ..config import PRESETS
 
         name = locate(model).config.name
         codec = Semanticodec(name, steps, None if model in (*PRESETS, "mini") else model, seed)
+        others = interruptible(beside.split(",") if beside else [])
         clips = thin(find(audio), every)
         with _progress() as progress:
             task = progress.add_task(name, total=len(clips))
@@ -325,16 +333,15 @@ def losses(
                 lambda stage, what, done, total: progress.update(
                     task, description=f"{stage} {what}", completed=done, total=total
                 ),
+                others,
             )
         module.write(out, results)
-        for what, reason in results.failed.items():
+        for what, reason in {**results.skipped, **results.failed}.items():
             complain(what, reason)
         typer.echo(f"{'pattern':<8}{'rate':>6}  {'method':<11}{'lost':>7}  {'mel L1 [95 %]':<30}STOI [95 %]")
         for point in module.table(results):
-            if point.kind == ALL and (point.rate or point.method == module.METHODS[0]):
-                head = (
-                    f"{point.pattern:<8}{point.rate:>6.0%}  {point.method if point.rate else '':<11}{point.lost:>7.1%}"
-                )
+            if point.kind == ALL and (point.rate or point.method not in module.METHODS[1:]):
+                head = f"{point.pattern:<8}{point.rate:>6.0%}  {point.method:<11}{point.lost:>7.1%}"
                 typer.echo(f"{head}  {told(point.mel_l1):<30}{told(point.stoi) if point.stoi else ''}")
         typer.echo(f"{out / 'losses.json'}: each kind of sound too, and paired tests")
         typer.echo(f"{out / 'losses.png'}: curves; `semanticodec bench report {out}` puts them into the report")

@@ -1,0 +1,162 @@
+"""Other codecs on a link that fails for stretches of time: Opus conceals the gap by itself, Codec 2 holds a frame."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import SAMPLE_RATE
+from ..errors import AudioError, ConfigError
+from .clips import Clip, Wave
+from .codecs import About, Coded
+from .commands import Command, classical, ogg_packets
+
+FRAMES = {
+    "codec2-700c": (4, 0.04),
+    "codec2-1200": (6, 0.04),
+    "codec2-1300": (7, 0.04),
+    "codec2-1600": (8, 0.04),
+    "codec2-2400": (6, 0.02),
+    "codec2-3200": (8, 0.02),
+}
+"""Bytes and seconds of a frame of Codec 2, which has no concealment of its own."""
+OPUS_RATE = 48_000
+"""Samples per second that an Opus header counts in."""
+LONGEST = SAMPLE_RATE * 120 // 1000
+"""Samples of an Opus packet at most."""
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A program's codec whose packets of some stretches of time do not arrive, as an adapter of the bench.
+
+    A packet is lost if the sound that it brings begins in a lost stretch.  libopus is told which, and conceals them; of
+    Codec 2 the last frame that arrived is decoded again, as radios do.
+
+    Args:
+        codec: Opus or Codec 2.
+        lost: of each stretch.
+        stretch: how many samples it is long.
+    """
+
+    codec: Command
+    lost: tuple[bool, ...]
+    stretch: int
+
+    @property
+    def name(self) -> str:
+        """Of the codec."""
+        return self.codec.name
+
+    def missing(self) -> str | None:
+        """Say which program or library is not installed."""
+        if self.codec.name not in FRAMES and _libopus() is None:
+            return "libopus is not installed"
+        return self.codec.missing()
+
+    def about(self) -> About:
+        """Say which commands it is."""
+        return self.codec.about()
+
+    def fingerprint(self) -> str:
+        """Name the codec, what decodes it, and the losses."""
+        library = _libopus()
+        decoder = "held" if self.codec.name in FRAMES or library is None else library.opus_get_version_string().decode()
+        lost = "".join("-x"[gone] for gone in self.lost)
+        return "/".join((self.codec.fingerprint(), decoder, lost, str(self.stretch)))
+
+    def encode(self, clip: Clip) -> Coded:
+        """Code the clip, as if nothing was going to be lost."""
+        return self.codec.encode(clip)
+
+    def decode(self, coded: Coded, clip: Clip) -> Wave:
+        """Decode what arrived."""
+        if self.codec.name not in FRAMES:
+            return concealed(ogg_packets(coded.data), self._gone)
+        size, seconds = FRAMES[self.codec.name]
+        frames = [coded.data[at : at + size] for at in range(0, len(coded.data), size)]
+        gone = [self._gone(round(place * seconds * SAMPLE_RATE)) for place in range(len(frames))]
+        return self.codec.decode(Coded(b"".join(held(frames, gone)), coded.net_bits), clip)
+
+    def _gone(self, sample: int) -> bool:
+        """Tell whether a packet whose sound begins there is lost; what fills up the last stretch shares its fate."""
+        return self.lost[min(max(sample, 0) // self.stretch, len(self.lost) - 1)]
+
+
+def interruptible(names: Sequence[str]) -> list[Command]:
+    """Return the classical codecs of these names.
+
+    Raises:
+        ConfigError: one of them is none that losses are known for.
+    """
+    known = {codec.name: codec for codec in classical() if codec.family == "Opus" or codec.name in FRAMES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"no codec {', '.join(unknown)} whose packets could be lost; there are {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def held(frames: Sequence[bytes], gone: Sequence[bool]) -> Iterator[bytes]:
+    """Put the last frame that arrived in the place of lost ones; before the first one, zeros."""
+    last = bytes(len(frames[0]))
+    for frame, lost in zip(frames, gone, strict=True):
+        last = last if lost else frame
+        yield last
+
+
+def concealed(packets: Sequence[bytes], gone: Callable[[int], bool]) -> Wave:
+    """Decode an Opus stream of one channel at 16 kHz, lost packets by libopus's concealment.
+
+    Args:
+        packets: of an Ogg file, its two headers among them.
+        gone: tells of the sample that a packet's sound begins at whether it is lost.
+
+    Raises:
+        AudioError: libopus cannot decode it.
+    """
+    library = _libopus()
+    if library is None:
+        raise AudioError("libopus is not installed")
+    head, _, *sound = packets
+    skip = int.from_bytes(head[10:12], "little") * SAMPLE_RATE // OPUS_RATE
+    error = ctypes.c_int()
+    decoder = library.opus_decoder_create(SAMPLE_RATE, 1, ctypes.byref(error))
+    if error.value:
+        raise AudioError(f"libopus made no decoder: error {error.value}")
+    pieces, buffer, at = [], np.zeros(LONGEST, np.float32), -skip
+    try:
+        for packet in sound:
+            samples = library.opus_decoder_get_nb_samples(decoder, packet, len(packet))
+            data = (None, 0) if gone(at) else (packet, len(packet))
+            made = library.opus_decode_float(decoder, *data, buffer.ctypes.data, samples, 0)
+            if made != samples:
+                raise AudioError(f"libopus decoded {made} of {samples} samples")
+            pieces.append(buffer[:made].copy())
+            at += made
+    finally:
+        library.opus_decoder_destroy(decoder)
+    result: Wave = np.concatenate(pieces)[skip:]
+    return result
+
+
+@functools.cache
+def _libopus() -> ctypes.CDLL | None:
+    """Load libopus, which opus-tools bring along."""
+    name = ctypes.util.find_library("opus")
+    if name is None:
+        return None
+    library, pointer, number = ctypes.CDLL(name), ctypes.c_void_p, ctypes.c_int32
+    for function, result, arguments in (
+        ("opus_get_version_string", ctypes.c_char_p, []),
+        ("opus_decoder_create", pointer, [number, ctypes.c_int, pointer]),
+        ("opus_decoder_get_nb_samples", ctypes.c_int, [pointer, ctypes.c_char_p, number]),
+        ("opus_decode_float", ctypes.c_int, [pointer, ctypes.c_char_p, number, pointer, ctypes.c_int, ctypes.c_int]),
+        ("opus_decoder_destroy", None, [pointer]),
+    ):
+        getattr(library, function).restype, getattr(library, function).argtypes = result, arguments
+    return library

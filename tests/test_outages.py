@@ -1,0 +1,134 @@
+"""Opus and Codec 2 with packets lost: what arrived is as it was, what did not is concealed or held."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semanticodec.bench import outages
+from semanticodec.bench.align import find_delay
+from semanticodec.bench.clips import Clip
+from semanticodec.bench.codecs import Coded, Semanticodec
+from semanticodec.bench.commands import Command, classical
+from semanticodec.bench.losses import Condition, measure
+from semanticodec.bench.outages import FRAMES, Interrupted, held, interruptible
+from semanticodec.errors import AudioError, ConfigError
+
+DEMO = Path(outages.__file__).parent.parent / "assets" / "demo.flac"
+BLOCK = 5120
+
+
+@pytest.fixture(scope="module")
+def voice() -> Clip:
+    return Clip("voice", "speech", DEMO)
+
+
+def ready(name: str) -> Command:
+    (codec,) = interruptible([name])
+    if reason := Interrupted(codec, (False,), BLOCK).missing():
+        pytest.skip(reason)
+    return codec
+
+
+def lost(clip: Clip, *gone: int) -> tuple[bool, ...]:
+    return tuple(block in gone for block in range(-(-len(clip.wave) // BLOCK)))
+
+
+@pytest.mark.parametrize("name", ["opus-6", "opus-12"])
+def test_libopus_decodes_as_the_program_does(voice: Clip, name: str) -> None:
+    codec = ready(name)
+    adapter = Interrupted(codec, lost(voice), BLOCK)
+    coded = adapter.encode(voice)
+    ours, theirs = (one.decode(coded, voice).astype(float) for one in (adapter, codec))
+    assert find_delay(voice.wave.astype(float), ours) in range(-2, 3)
+    length = min(len(ours), len(theirs))
+    assert length >= len(voice.wave)
+    delay = find_delay(theirs, ours) or 0
+    assert abs(delay) <= 1
+    assert np.corrcoef(ours[max(delay, 0) : length], theirs[: length - max(delay, 0)])[0, 1] > 0.98
+
+
+def test_opus_conceals_and_recovers(voice: Clip) -> None:
+    adapter = Interrupted(ready("opus-12"), lost(voice), BLOCK)
+    coded = adapter.encode(voice)
+    whole = adapter.decode(coded, voice)
+    wave = replace(adapter, lost=lost(voice, 3, 4)).decode(coded, voice)
+    assert len(wave) == len(whole)
+    assert np.array_equal(wave[: 3 * BLOCK - 320], whole[: 3 * BLOCK - 320])
+    gap = slice(3 * BLOCK + 320, 5 * BLOCK - 320)
+    assert wave[3 * BLOCK + 320 : 3 * BLOCK + 960].any()  # concealed, not muted at once
+    assert np.abs(wave[gap] - whole[gap]).mean() > 0.2 * np.abs(whole[gap]).mean()
+    after = slice(6 * BLOCK, None)
+    assert np.corrcoef(wave[after], whole[after])[0, 1] > 0.95
+
+
+def test_codec2_holds_a_frame(voice: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = ready("codec2-1300")
+    size, seconds = FRAMES["codec2-1300"]
+    given: list[bytes] = []
+    monkeypatch.setattr(Command, "decode", lambda _, coded, __: given.append(coded.data) or np.zeros(1, np.float32))
+    data = bytes(range(16)) * size  # 16 frames of 40 ms: two blocks
+    two = replace(voice, name="two")
+    adapter = Interrupted(codec, (False, True), BLOCK)
+    adapter.decode(Coded(data, 0.0), two)
+    half = round(BLOCK / 16_000 / seconds) * size
+    assert given[0][:half] == data[:half]
+    assert given[0][half:] == data[half - size : half] * 8
+    replace(adapter, lost=(True, False)).decode(Coded(data, 0.0), two)
+    assert given[1] == bytes(half) + data[half:]
+    assert list(held([b"a", b"b", b"c"], [False, True, False])) == [b"a", b"a", b"c"]
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_frames_are_as_long_as_the_program_makes_them(voice: Clip, name: str) -> None:
+    codec = ready(name)
+    size, seconds = FRAMES[name]
+    frames, rest = divmod(len(codec.encode(voice).data), size)
+    assert rest == 0
+    assert frames == pytest.approx(voice.seconds / seconds, abs=1)
+
+
+def test_fingerprints_tell_losses_apart(voice: Clip) -> None:
+    adapter = Interrupted(ready("opus-6"), lost(voice), BLOCK)
+    others = (replace(adapter, lost=lost(voice, 2)), replace(adapter, stretch=320), adapter.codec)
+    assert len({adapter.fingerprint(), *(other.fingerprint() for other in others)}) == 4
+
+
+def test_damage_is_an_error() -> None:
+    head = b"OpusHead\x01\x01" + bytes(9)
+    if outages._libopus() is None:
+        pytest.skip("libopus is not installed")
+    with pytest.raises(AudioError, match="libopus decoded"):
+        outages.concealed([head, b"OpusTags", b"\xff\xff\xff"], lambda _: False)
+
+
+def test_only_what_can_be_interrupted() -> None:
+    assert {codec.name for codec in interruptible([f"opus-{kbps}" for kbps in (6, 24)])} == {"opus-6", "opus-24"}
+    assert FRAMES.keys() == {codec.name for codec in classical() if codec.family == "Codec 2"}
+    with pytest.raises(ConfigError, match="no codec speex-nb-q2 whose packets could be lost; there are opus-6"):
+        interruptible(["speex-nb-q2"])
+
+
+def test_codecs_beside_ours_lose_the_same(voice: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side by side with mini: the same blocks, their own bits, and less quality where something is lost."""
+    monkeypatch.setattr("semanticodec.bench.losses.RATES", (0.2,))
+    beside = [ready("opus-6"), ready("codec2-1300")]
+    gone = replace(beside[0], name="opus-8", encode_command="no-such-program {input} {coded}")
+    results = measure(Semanticodec("mini-25", 1), [voice], tmp_path, beside=[*beside, gone])
+    assert results.failed == {}
+    assert results.skipped == {"opus-8": "no-such-program is not installed"}
+    assert results.settings["beside"] == ["opus-6", "codec2-1300"]
+    for pattern in ("random", "bursts"):
+        shares = {
+            results.scores(Condition(pattern, 0.2, name).name, "lost")["voice"][0]
+            for name in ("model", "opus-6", "codec2-1300")
+        }
+        assert len(shares) == 1
+        assert shares.pop() > 0
+    for name, least, most in (("model", 0.3, 0.35), ("opus-6", 5, 9), ("codec2-1300", 1.2, 1.4)):
+        assert least < results.scores(Condition("random", 0.0, name).name, "kbps_net")["voice"][0] < most
+        clean, cut = (results.scores(Condition("bursts", r, name).name, "mel_l1")["voice"][0] for r in (0.0, 0.2))
+        assert cut > clean + 0.1
