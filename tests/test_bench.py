@@ -732,15 +732,15 @@ def test_the_command_line(audio: Path, tmp_path: Path, monkeypatch: pytest.Monke
     failed = CliRunner().invoke(app, [*words[:-2], "copy,useless", "--no-costs"])
     assert failed.exit_code == 1
     assert failed.output.splitlines()[-1] == "useless: failed on every clip"
+    assert list(read_results(out).systems) == ["copy", "useless"]
+    ranked = CliRunner().invoke(app, ["bench", "leaderboard", str(out)])
+    assert "useless: left out" in ranked.output
     with file.open("a") as more:
         more.write('[absent]\nencode = "no-such-program {input} {coded}"\ndecode = "cp {coded} {output}"\n')
     none = CliRunner().invoke(app, [*words[:-2], "absent", "--no-costs"])
     assert none.exit_code == 1
     assert "absent: no-such-program is not installed" in none.output
     assert "none of the codecs can run here" in none.output
-    assert list(read_results(out).systems) == ["copy", "useless"]
-    ranked = CliRunner().invoke(app, ["bench", "leaderboard", str(out)])
-    assert "useless: left out" in ranked.output
 
 
 def test_metrics_say_what_they_need(monkeypatch: pytest.MonkeyPatch):
