@@ -103,7 +103,7 @@ def published() -> str:
         ("sound", "stoi"),
         ("sound", "mel_l1"),
     ]
-    return compared(read_results(RESULTS / "quality-published.json"), columns, reach=True)
+    return compared(read_results(RESULTS / "quality-published.json"), columns)
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:

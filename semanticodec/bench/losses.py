@@ -349,8 +349,8 @@ def differences(results: Results) -> Iterator[Difference]:
                         yield Difference(pattern, rate, kind, name, test)
 
 
-def draw(path: Path, points: Sequence[Point], title: str) -> None:
-    """Plot log-mel L1 and STOI against the loss rate, one line per method, one column per pattern."""
+def draw(path: Path, points: Sequence[Point], title: str, kbps: Mapping[str, float]) -> None:
+    """Plot log-mel L1 and STOI against the loss rate, one line per method or codec, one column per pattern."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -372,7 +372,9 @@ def draw(path: Path, points: Sequence[Point], title: str) -> None:
                 mine = [(p.rate, value) for p, value in found if (p.pattern, p.method) == (pattern, method)]
                 # Side by side, since the intervals of all three would hide each other.
                 rates = [100 * rate + 0.25 * (place - len(methods) // 2) for rate, _ in mine]
-                (line,) = axis.plot(rates, [value.mean for _, value in mine], look, markersize=5, label=method)
+                (line,) = axis.plot(rates, [value.mean for _, value in mine], look, markersize=5)
+                if axis is axes[0, 0]:
+                    line.set_label(method if method in METHODS else f"{method}, {kbps[method]:.1f} kbit/s")
                 for rate, (_, value) in zip(rates, mine, strict=True):
                     if value.clips > 1:
                         axis.plot([rate] * 2, [value.low, value.high], color=line.get_color(), linewidth=1)
@@ -380,7 +382,7 @@ def draw(path: Path, points: Sequence[Point], title: str) -> None:
     for column, pattern in enumerate(PATTERNS):
         axes[0, column].set(title=f"{title}, {pattern}")
         axes[1, column].set(xlabel="lost blocks in %")
-    axes[0, 0].legend()
+    figure.legend(loc="outside lower center", ncols=len(methods))
     figure.savefig(path, dpi=110)
 
 
@@ -393,10 +395,11 @@ def write(folder: Path, results: Results) -> None:
         name: results.mean(Condition(PATTERNS[0], 0.0, name).name, "kbps_net")
         for name in (METHODS[0], *results.settings.get("beside", ()))
     }
+    kbps = {name: round(mean.mean, 3) for name, mean in bits.items() if mean}
     kept: dict[str, Any] = {
         "machine": results.machine,
         **results.settings,
-        "kbps_net": {name: round(mean.mean, 3) for name, mean in bits.items() if mean},
+        "kbps_net": kbps,
         "skipped": results.skipped,
         "failed": results.failed,
         "test": f"{METHOD}; here the three pairs of methods at one rate",
@@ -417,4 +420,4 @@ def write(folder: Path, results: Results) -> None:
         for name, value in kept.items()
     ]
     (folder / "losses.json").write_text("{\n" + ",\n".join(parts) + "\n}\n")
-    draw(folder / "losses.png", points, str(results.settings["model"]))
+    draw(folder / "losses.png", points, str(results.settings["model"]), kbps)
