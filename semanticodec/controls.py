@@ -18,6 +18,7 @@ from .audio import log_mel, recording, resample
 from .config import ControlNetConfig, LatentConfig
 from .editing import Condition
 from .latent import Conditioning, Control
+from .loading import fill, matched
 from .nn.controlnet import ControlNet
 from .values import from_json, to_json
 
@@ -117,6 +118,6 @@ def read(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype
     text, tensors = checkpoints.read_model(folder, LOUDNESS)
     with torch.device("meta"):
         network = ControlNet(from_json(ControlNetConfig, text))
-    found = checkpoints.matched(tensors, [], network.state_dict(), str(folder / LOUDNESS))
-    checkpoints.fill(network, found, device=device, dtype=dtype)
+    found = matched(tensors, [], network.state_dict(), str(folder / LOUDNESS))
+    fill(network, found, device=device, dtype=dtype)
     return network.eval().requires_grad_(False)

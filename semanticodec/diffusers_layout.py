@@ -20,11 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checkpoints import fill, matched
 from .config import HiFiGANConfig, LatentConfig, MelConfig, ScheduleConfig, UNetConfig, VAEConfig
 from .errors import CheckpointError, LicenceWarning
 from .keymap import DROP, Rule, apply_rules
 from .latent import LatentDiffusion
+from .loading import fill, matched
 
 GUIDANCE = {"AudioLDMPipeline": 2.5, "AudioLDM2Pipeline": 3.5, "MusicLDMPipeline": 2.0}
 """Pipelines that are read, and their own guidance."""

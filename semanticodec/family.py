@@ -15,13 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import check_schedule, fill, matched, read_checkpoint
 from .conditioners.config import PROMPTS
 from .conditioners.keys import differing_copies, prompt_rules
 from .conditioners.prompts import PromptConditioner
 from .errors import CheckpointError, LicenceWarning
 from .keymap import DROP, Rule, apply_rules, dotted_averages, inside, latent_rules
 from .latent import LatentDiffusion
+from .loading import check_schedule, fill, matched, read_checkpoint
 from .systems import SystemConfig
 
 MODELS_VARIABLE = "SEMANTICODEC_MODELS"

@@ -28,6 +28,7 @@ from .editing import LONGEST, OVERLAP, WINDOW, Editor, always
 from .errors import CheckpointError, ConfigError
 from .family import load_system
 from .latent import Conditioning, LatentDiffusion
+from .loading import fill, matched
 from .nn.controlnet import ControlNet
 from .offload import Offload
 from .systems import SYSTEMS
@@ -439,8 +440,8 @@ def _own(folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Genera
     config = from_json(GeneratorConfig, text)
     with torch.device("meta"):
         model = GeneratorModel(config)
-    found = checkpoints.matched(found, [], model.state_dict(), str(folder))
-    checkpoints.fill(model, found, device=device, dtype=dtype)
+    found = matched(found, [], model.state_dict(), str(folder))
+    fill(model, found, device=device, dtype=dtype)
     return model.eval().requires_grad_(False), config
 
 

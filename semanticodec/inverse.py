@@ -16,6 +16,7 @@ from torch import Tensor
 from . import checkpoints
 from .config import VAEConfig
 from .errors import CheckpointError
+from .loading import matched
 from .nn.vae import AutoencoderKL
 from .values import to_json
 
@@ -51,7 +52,7 @@ def attach(vae: AutoencoderKL, source: checkpoints.Source) -> None:
     tensors = read(source)
     whole = AutoencoderKL(vae.config)
     state = {name: value for name, value in whole.state_dict().items() if name.startswith(PARTS)}
-    found = checkpoints.matched(tensors, [], state, str(source))
+    found = matched(tensors, [], state, str(source))
     for part in PARTS:
         own = {name.removeprefix(part): value for name, value in found.items() if name.startswith(part)}
         whole.get_submodule(part.removesuffix(".")).load_state_dict(own)

@@ -28,6 +28,7 @@ from .diffusion import SamplerOptions, noise
 from .errors import AudioError, CheckpointError, ConfigError
 from .family import load_latent
 from .latent import Conditioning, LatentDiffusion
+from .loading import fill, matched
 from .offload import Offload
 from .systems import SYSTEMS, system
 from .values import from_json
@@ -161,8 +162,8 @@ class SuperResolution:
         config = from_json(SuperResConfig, text)
         with torch.device("meta"):
             latent = LatentDiffusion(config.latent, vae_encoder=True)
-        found = checkpoints.matched(found, [], latent.state_dict(), str(folder))
-        checkpoints.fill(latent, found, device=device, dtype=dtype)
+        found = matched(found, [], latent.state_dict(), str(folder))
+        fill(latent, found, device=device, dtype=dtype)
         return cls(config, latent)
 
     @property

@@ -13,7 +13,7 @@ import semanticodec
 FLOORS = (
     ("errors", "values", "config", "wire", "tokens", "processes"),
     ("audio", "bandlimit", "devices", "nn", "schedule", "diffusion", "graphs", "offload", "ranking"),
-    ("latent", "checkpoints", "inverse", "keymap", "systems"),
+    ("latent", "checkpoints", "inverse", "keymap", "loading", "systems"),
     ("model", "windows", "conditioners", "family", "diffusers_layout"),
     ("codec", "controls", "generation", "superres", "editing", "regions"),
     ("streaming", "corpus", "datasets", "training", "published", "novelty", "novelty_page"),
@@ -111,9 +111,9 @@ def faults(module: str, source: str) -> list[str]:
         if (
             isinstance(node, ast.Attribute)
             and ast.unparse(node) == "torch.load"
-            and module != "semanticodec.checkpoints"
+            and module != "semanticodec.loading"
         ):
-            found.append("torch.load belongs in checkpoints")
+            found.append("torch.load belongs in loading")
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
             safe = {k.arg: ast.unparse(k.value) for k in node.keywords}.get("weights_only") == "True"
             found.append(None if safe else "torch.load needs weights_only=True")
@@ -163,9 +163,9 @@ def test_no_import_cycles(root: Path):
         ("semanticodec.codec", "import semanticodec_server", "neither server nor client"),
         ("semanticodec.codec", "import ray.data", "belongs in semanticodec.corpus.cluster"),
         ("semanticodec.corpus.run", "import ray", "belongs in semanticodec.corpus.cluster"),
-        ("semanticodec.codec", "import torch\ntorch.load(f, weights_only=True)", "torch.load belongs in checkpoints"),
+        ("semanticodec.codec", "import torch\ntorch.load(f, weights_only=True)", "torch.load belongs in loading"),
         ("semanticodec.codec", "from torch import load", "say torch.load"),
-        ("semanticodec.checkpoints", "import torch\ntorch.load(f)", "needs weights_only=True"),
+        ("semanticodec.loading", "import torch\ntorch.load(f)", "needs weights_only=True"),
         ("server.session", "import torch", "only in the server's engine"),
         ("server.engine", "from semanticodec.codec import SemantiCodec", "public names, wire and errors only"),
         ("client.client", "from semanticodec import SemantiCodec", "wire and errors only"),
@@ -182,7 +182,7 @@ def test_the_rules_can_fail(module: str, source: str, complaint: str):
         ("semanticodec.wire", "import numpy\nfrom .errors import WireError"),
         ("semanticodec.nn.unet", "import torch\nfrom ..config import UNetConfig\nfrom .vae import ResBlock"),
         ("semanticodec.codec", "from .latent import LatentDiffusion\nfrom .nn.audiomae import AudioMAE"),
-        ("semanticodec.checkpoints", "import torch\ntorch.load(f, weights_only=True)"),
+        ("semanticodec.loading", "import torch\ntorch.load(f, weights_only=True)"),
         (
             "server.engine",
             "import torch\nfrom semanticodec import SemantiCodec, wire\nfrom semanticodec.wire import Message",

@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from semanticodec.audio import log_mel
 from semanticodec.bandlimit import edge, joined, level, lowpass, stft
-from semanticodec.checkpoints import fill, matched
 from semanticodec.diffusion import INITIAL, SamplerOptions
 from semanticodec.family import system_rules
 from semanticodec.keymap import apply_rules
 from semanticodec.latent import LatentDiffusion
+from semanticodec.loading import fill, matched
 from semanticodec.superres import POSTERIOR, SUPERRES_PRESETS, SuperResolution
 from semanticodec.systems import system
 

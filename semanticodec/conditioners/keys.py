@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoints
+from .. import loading
 from ..keymap import DROP, Rule, apply_rules, inside
 
 _MODULE = "filled"
@@ -173,7 +173,7 @@ def select(module: nn.Module, tensors: Mapping[str, Tensor], rules: Iterable[Rul
     """
     found, unmapped = apply_rules([inside(_MODULE, rule) for rule in rules], tensors, {_MODULE})
     named = {name.removeprefix(f"{_MODULE}."): tensor for name, tensor in found.items()}
-    return checkpoints.matched(named, unmapped, module.state_dict(), type(module).__name__)
+    return loading.matched(named, unmapped, module.state_dict(), type(module).__name__)
 
 
 def fill(
@@ -196,5 +196,5 @@ def fill(
     Raises:
         CheckpointError: as :func:`select`.
     """
-    checkpoints.fill(module, select(module, tensors, rules), device=device, dtype=dtype)
+    loading.fill(module, select(module, tensors, rules), device=device, dtype=dtype)
     module.requires_grad_(False).eval()
