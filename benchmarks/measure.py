@@ -1,6 +1,7 @@
 """Clocks, this machine's matrix-multiplication peak, operation counts, and who measured: shared by the benchmarks."""
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -44,15 +45,27 @@ def timed(run: Callable[[], object], repeats: int, *, warm_up: bool = True) -> T
     return Timing(min(t.wall for t in seen), min(t.cpu for t in seen))
 
 
-def in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
-    """Time several things as :func:`timed` does, one after the other in each round: all see the same machine."""
-    best: dict[str, Timing] = {}
+def rounds(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[Timing]]:
+    """Time several things, each once per round, after one run to warm up: all see the same machine."""
+    seen: dict[str, list[Timing]] = {name: [] for name in runs}
     for round_ in range(repeats):
         for name, run in runs.items():
-            now = timed(run, 1, warm_up=not round_)
-            before = best.get(name, now)
-            best[name] = Timing(min(now.wall, before.wall), min(now.cpu, before.cpu))
-    return best
+            seen[name].append(timed(run, 1, warm_up=not round_))
+    return seen
+
+
+def in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
+    """Time several things in :func:`rounds`; return the smallest time of each clock."""
+    return {
+        name: Timing(min(t.wall for t in seen), min(t.cpu for t in seen))
+        for name, seen in rounds(runs, repeats).items()
+    }
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Return median, lowest and highest: what a machine that others use as well makes of the same work."""
+    found = sorted(values)
+    return {"median": statistics.median(found), "low": found[0], "high": found[-1]}
 
 
 class Sgemm:

@@ -1,11 +1,11 @@
-"""Every speed goal as a ratio, from one run: ``make bench-speed`` (about 6 minutes on two quiet cores).
+"""Every speed goal as a ratio, from one run: ``make bench-speed`` (about 8 minutes on two quiet cores).
 
 * official: parts of one 10.24 s window against the published implementation, both as multiples of the machine's own
   2048^3 matrix product per second of processor time (random weights, float32); where the time goes
-* encode: a recording of exactly one window, for which the published code encodes two
+* encode: a recording of exactly one window, for which the published code encodes two; median and range of rounds
 * solver: distance of the latents to the 200-step solution against the number of steps, U-Net of full size, random
   weights, a latent of 2.56 s; how many steps of the default sampler are as near as 50 of DDIM
-* mini: real-time factors at the default and the fast setting, short and long recordings
+* mini: real-time factors at the default and the fast setting, short and long recordings; median and range of rounds
 * compiled (only if named): what torch.compile makes of the U-Nets, and the time until it has
 * start: seconds of whole processes, from nothing to the end of ``--help`` and of ``encode``
 
@@ -37,11 +37,13 @@ from semanticodec.graphs import cuda_recorder, rerun_recorder
 from semanticodec.latent import Conditioning
 from semanticodec.model import CodecModel
 
-from .measure import Sgemm, company, gflop, in_turn, machine, randomise, timed
+from .measure import Sgemm, Timing, company, gflop, in_turn, machine, randomise, rounds, spread, timed
 from .speed import ASSETS, OFFICIAL, PUBLISHED_CPU, RESULTS, STEPS, Row, Window, official
 
 PUBLISHED_GFLOPS = 68
 """SGEMM of the machine that timed the published implementation, per second of processor time."""
+ROUNDS = 7
+"""Of encoding and of mini, whose times vary most."""
 REFERENCE = 200
 CURVE = {"dpmpp_2m": (5, 8, 10, 12, 15, 20, 30, 50), "ddim": (10, 20, 30, 50, 100)}
 PARTS = ("official", "encode", "solver", "mini", "start")
@@ -104,12 +106,14 @@ def measure_encode(config: CodecConfig, sgemm: Sgemm) -> dict[str, Any]:
         "one": lambda: codec.encode(samples, SAMPLE_RATE),
         "two": lambda: [codec.encode_windows(windows) for _ in range(2)],
     }
-    one, two = in_turn(runs, 3).values()
+    seen = rounds(runs, ROUNDS)
+    one = Timing(min(t.wall for t in seen["one"]), min(t.cpu for t in seen["one"]))
+    ratios = spread(two.cpu / one.cpu for one, two in zip(*seen.values(), strict=True))
     count = gflop(lambda: codec.encode_windows(windows))
     row = Row.of("encode", count, one, sgemm)
-    print(f"  {one.wall:.2f} s wall, {one.cpu:.2f} s CPU, {count:.0f} GFLOP, share {row.share_cpu:.2f}; "
-          f"two windows {two.cpu:.2f} s: {two.cpu / one.cpu:.2f} x")  # fmt: skip
-    return {"row": dataclasses.asdict(row), "published_windows_cpu": two.cpu, "times_published": two.cpu / one.cpu}
+    print(f"  {one.wall:.2f} s wall, {one.cpu:.2f} s CPU, {count:.0f} GFLOP, share {row.share_cpu:.2f}; two windows "
+          f"{ratios['median']:.2f} x ({ratios['low']:.2f} to {ratios['high']:.2f} in {ROUNDS} rounds)")  # fmt: skip
+    return {"row": dataclasses.asdict(row), "rounds": ROUNDS, "times_published": ratios}
 
 
 def curve(config: CodecConfig, columns: int = 16) -> dict[str, dict[int, float]]:
@@ -166,16 +170,19 @@ def measure_mini() -> dict[str, Any]:
         runs = {"encode": lambda: codec.encode(wave, rate)}  # noqa: B023
         for name, options in (("default", SamplerOptions()), ("fast", FAST)):
             runs[name] = lambda options=options: codec.decode(codes, options=options)  # type: ignore[misc]  # noqa: B023
-        timings = in_turn(runs, 6)
-        result[f"{seconds:.1f} s"] = {
-            name: {"wall": timing.wall / seconds, "cpu": timing.cpu / seconds} for name, timing in timings.items()
+        timings = rounds(runs, ROUNDS)
+        length = result[f"{seconds:.1f} s"] = {
+            name: {clock: spread(getattr(t, clock) / seconds for t in seen) for clock in ("wall", "cpu")}
+            for name, seen in timings.items()
         }
-        for clock in ("wall", "cpu"):
-            encode, default, fast = (getattr(timing, clock) / seconds for timing in timings.values())
-            print(
-                f"  {seconds:5.1f} s, {clock:<5}encode {encode:.3f}, decode {default:.3f}, fast {fast:.3f}; in all "
-                f"{encode + default:.3f}, fast {encode + fast:.3f}"
-            )
+        for name in ("default", "fast"):
+            both = zip(timings["encode"], timings[name], strict=True)
+            length[f"in all, {name}"] = {"wall": spread((a.wall + b.wall) / seconds for a, b in both)}
+        told = (
+            f"{name} {{median:.3f}} ({{low:.3f}} to {{high:.3f}})".format(**all_["wall"])
+            for name, all_ in length.items()
+        )
+        print(f"  {seconds:5.1f} s: {', '.join(told)}")
     result["hot"] = hot(lambda: codec.decode(codes))
     print("  " + ", ".join(f"{name} {share:.0%}" for name, share in result["hot"]))
     return result

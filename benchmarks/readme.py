@@ -36,7 +36,7 @@ def within(results: Results, system: str, measure: str, kind: str | None) -> str
     mean = results.mean(system, measure, kind)
     if mean is None:
         return ""
-    return f"{mean.mean:.3f}" + f" ± {max(mean.high - mean.mean, mean.mean - mean.low):.2f}" * (mean.clips > 1)
+    return f"{mean.mean:.3f}" + f" ± {max(mean.high - mean.mean, mean.mean - mean.low):.3f}" * (mean.clips > 1)
 
 
 def compared(results: Results, columns: Sequence[tuple[str, str]], *, reach: bool = False) -> str:
@@ -54,7 +54,7 @@ def compared(results: Results, columns: Sequence[tuple[str, str]], *, reach: boo
         rows.append(
             (name, kbps, *((within if reach else cell)(results, name, measure, kind) for kind, measure in columns))
         )
-    told = "  ± is the farther end of the 95 % interval over speakers and recordings." * reach
+    told = "  ± is the longer side of the 95 % interval over speakers and recordings." * reach
     return f"{table(heads, rows)}\n\n{counted(results, columns, short)}{told}"
 
 
@@ -141,6 +141,9 @@ def coverage() -> str:
     return table(heads, [(", ".join(names), *map(str, counts)) for counts, names in alike.items()])
 
 
+RANGE = "{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def step() -> str:
     """What a guided solver step of AudioLDM 2 costs, beside this machine's matrix product."""
     result = json.loads((RESULTS / "family-audioldm2-full.json").read_text())
@@ -167,7 +170,8 @@ def mini() -> str:
         preset = PRESETS.get(name)
         if preset is None:  # the fast setting has a table of its own
             continue
-        factor = f"{speed['encode']['wall']:.3f} + {speed['default']['wall']:.3f}" if name == DEFAULT_PRESET else ""
+        both = " + ".join(f"{speed[way]['wall']['median']:.3f}" for way in ("encode", "default"))
+        factor = both if name == DEFAULT_PRESET else ""
         quality = [cell(results, name, "stoi", "speech")]
         quality += [cell(results, name, "mel_l1", kind) for kind in ("speech", "music", "sound")]
         net = f"{float(preset.bitrate) / 1000:g}"
@@ -264,15 +268,15 @@ def ratios() -> str:
     row = encode["row"]
     name = "encoding of exactly one window; ratio to two of ours: the original encodes two, its time is not known"
     lines.append((name, f"{row['gflop']:.0f}", f"{row['timing']['cpu']:.2f}", f"{row['share_cpu']:.2f}", "", "",
-                  f"{encode['times_published']:.2f}"))  # fmt: skip
+                  RANGE.format(**encode["times_published"], digits=2)))  # fmt: skip
     heads = ["part", "GFLOP", "CPU s", "share of SGEMM", "published CPU s", "share", "ratio"]
     curves = "; ".join(
         f"{label} " + ", ".join(f"{distance:.3f} ({n})" for n, distance in solver["distances"][sampler].items())
         for sampler, label in (("dpmpp_2m", "DPM-Solver++(2M)"), ("ddim", "DDIM"))
     )
     factors = [
-        (length, *(f"{runs[name]['wall']:.3f}" for name in ("encode", "default", "fast")),
-         *(f"{runs['encode']['wall'] + runs[name]['wall']:.3f}" for name in ("default", "fast")))
+        (length, *(f"{runs[name]['wall']['median']:.3f}" for name in ("encode", "default", "fast")),
+         *(RANGE.format(**runs[name]["wall"], digits=3) for name in ("in all, default", "in all, fast")))
         for length, runs in found["mini"].items() if length != "hot"
     ]  # fmt: skip
     heads_mini = ["mini: sound of", "encode", "decode", "decode, fast", "in all", "in all, fast"]
@@ -311,12 +315,14 @@ def losses() -> str:
     told = {
         (d["pattern"], d["rate"], d["test"]["second"], d["kind"], d["measure"])
         for d in result["differences"]
-        if d["test"]["first"] == "model" and (d["test"]["p_holm"] or 1.0) < 0.05
+        if d["test"]["first"] == "model"
+        and (d["test"]["p_holm"] or 1.0) < 0.05
+        and d["test"]["low"] * d["test"]["high"] > 0  # what speakers and recordings agree on as well
     }
     columns = (("speech", "stoi"), ("speech", "mel_l1"), ("music", "mel_l1"), ("sound", "mel_l1"))
     beside = {name: f"{name}, {kbps:.1f} kbit/s" for name, kbps in result["kbps_net"].items() if name != "model"}
     lines = []
-    for pattern, rate in (("random", 0.0), ("random", 0.05), ("random", 0.2), ("bursts", 0.2)):
+    for pattern, rate in (("none", 0.0), ("random", 0.05), ("random", 0.2), ("bursts", 0.2)):
         for method in (*(("model", "repetition", "silence") if rate else ("model",)), *beside):
             cells = []
             for kind, measure in columns:
@@ -329,8 +335,9 @@ def losses() -> str:
     counts = ", ".join(f"{kinds.count(kind)} of {kind}" for kind in dict.fromkeys(kinds))
     heads = ("lost blocks", "filled by", "speech: STOI", "mel L1", "music: mel L1", "sound: mel L1")
     return (
-        f"{table(heads, lines)}\n\n{result['model']}, clips: {counts}; 95 % intervals; * differs from the model with "
-        f"p < 0.05 (signed-rank test on the same clips, after Holm); commit {str(result['machine']['commit'])[:7]}."
+        f"{table(heads, lines)}\n\n{result['model']}, clips: {counts}; 95 % intervals; * differs from the model, over "
+        "speakers and recordings and with p < 0.05 in the signed-rank test on the same clips, after Holm; commit "
+        f"{str(result['machine']['commit'])[:7]}."
     )
 
 

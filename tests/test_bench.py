@@ -432,6 +432,7 @@ def test_labels_and_groups_come_from_the_manifest(tmp_path: Path):
     assert origin(clips["c3"]) == {"source": "books", "folder": "data/1", "recording": "data/1/1-77"}
     assert origin(Clip("a/b-1_2", "sound", tmp_path)) == {"source": "a", "folder": "a", "recording": "a/b-1"}
     assert clips["c3"].group == "data/1"
+    assert Clip("x", "speech", tmp_path, labels={"orig": "a.wav"}).group == "x"  # of no folder, of no speaker
     piece = Clip("m", "music", tmp_path, labels={"orig": "loops/arovane_beat_a.flac"})
     assert piece.group == "loops/arovane_beat"
     assert dataclasses.replace(piece, labels=piece.labels | {"group": "arovane"}).group == "arovane"

@@ -412,6 +412,28 @@ def test_clips_are_found_and_thinned(root: Path, tmp_path: Path):
         find(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("manifest", "complaint"),
+    [
+        (b"file,kind,text\na.flac,speech,one, two\n", r"line 2 of .* has more fields than the 3 columns"),
+        (b"file,kind,text\na.flac,speech\n", r"line 2 of .* has fewer fields than the 3 columns"),
+        (b"file,kind\n/a.flac,speech\n", "line 2 of .*: /a.flac does not lie in"),
+        (b"file,kind\na.flac,speech\xff\n", "is no CSV file in UTF-8"),
+        (b"name,kind\na.flac,speech\n", "has columns name, kind; file and kind are needed"),
+        (b"", "has columns ; file and kind are needed"),
+    ],
+)
+def test_manifests_that_cannot_be_read_say_why(tmp_path: Path, manifest: bytes, complaint: str):
+    (tmp_path / "manifest.csv").write_bytes(manifest)
+    with pytest.raises(AudioError, match=complaint):
+        find(tmp_path)
+
+
+def test_spreadsheets_begin_with_a_mark(tmp_path: Path):
+    (tmp_path / "manifest.csv").write_bytes(b"\xef\xbb\xbffile,kind\nb.flac,music\n")
+    assert [clip.name for clip in find(tmp_path)] == ["b"]
+
+
 def test_published_scores_come_out_again(root: Path):
     """On the decodes that were published, our metrics give the recorded values."""
     shared = root.parent / "shared"

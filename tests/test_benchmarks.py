@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import measure, speed
-from benchmarks.measure import Sgemm, Timing, gflop, in_turn, machine, randomise, timed
+from benchmarks.measure import Sgemm, Timing, gflop, in_turn, machine, randomise, spread, timed
 from benchmarks.speed import OFFICIAL, PUBLISHED_CPU, STEPS, RealTime, Row, Window, compose, report
 from semanticodec.audio import save
 from semanticodec.config import CodecConfig, HiFiGANConfig, LatentConfig, UNetConfig, VAEConfig, preset
@@ -95,6 +95,10 @@ def test_things_in_turn_keep_the_smallest_of_their_own(clock: Clock):
     seconds = {"a": iter([9.0, 3.0, 2.0]), "b": iter([9.0, 5.0, 6.0])}
     runs = {name: lambda times=times: clock.work(next(times)) for name, times in seconds.items()}
     assert in_turn(runs, 2) == {"a": Timing(2.0, 4.0), "b": Timing(5.0, 10.0)}
+
+
+def test_a_spread_is_of_all_rounds():
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
 
 
 def test_shares_are_of_the_peak(sgemm: Sgemm):

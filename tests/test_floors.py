@@ -108,11 +108,7 @@ def faults(module: str, source: str) -> list[str]:
         if (target, name) == ("torch", "load"):
             found.append("say torch.load, so that it can be seen")
     for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, ast.Attribute)
-            and ast.unparse(node) == "torch.load"
-            and module != "semanticodec.loading"
-        ):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load" and module != "semanticodec.loading":
             found.append("torch.load belongs in loading")
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
             safe = {k.arg: ast.unparse(k.value) for k in node.keywords}.get("weights_only") == "True"

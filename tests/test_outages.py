@@ -66,20 +66,37 @@ def test_opus_conceals_and_recovers(voice: Clip) -> None:
 
 
 def test_codec2_holds_a_frame(voice: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    codec = ready("codec2-1300")
     size, seconds = FRAMES["codec2-1300"]
-    given: list[bytes] = []
-    monkeypatch.setattr(Command, "decode", lambda _, coded, __: given.append(coded.data) or np.zeros(1, np.float32))
-    data = bytes(range(16)) * size  # 16 frames of 40 ms: two blocks
-    two = replace(voice, name="two")
-    adapter = Interrupted(codec, (False, True), BLOCK)
-    adapter.decode(Coded(data, 0.0), two)
     half = round(BLOCK / 16_000 / seconds) * size
-    assert given[0][:half] == data[:half]
-    assert given[0][half:] == data[half - size : half] * 8
-    replace(adapter, lost=(True, False)).decode(Coded(data, 0.0), two)
-    assert given[1] == bytes(half) + data[half:]
+    data = bytes(range(16)) * size  # 16 frames of 40 ms: two blocks
+    given: list[bytes] = []
+
+    def decode(_: Command, coded: Coded, __: Clip) -> np.ndarray:
+        given.append(coded.data)
+        return np.ones(round(len(coded.data) / size * seconds * 16_000), np.float32)
+
+    monkeypatch.setattr(Command, "decode", decode)
+    two = replace(voice, name="two")
+    codec = next(codec for codec in classical() if codec.name == "codec2-1300")
+    adapter = Interrupted(codec, (False, True), BLOCK)
+    assert adapter.decode(Coded(data, 0.0), two).tolist() == [1.0] * 2 * BLOCK
+    assert given == [data[:half] + data[half - size : half] * 8]
+    first = replace(adapter, lost=(True, False)).decode(Coded(data, 0.0), two)
+    assert first.tolist() == [0.0] * BLOCK + [1.0] * BLOCK  # nothing is held before anything has arrived
+    assert given[1:] == [data[half:]]
+    assert replace(adapter, lost=(True, True)).decode(Coded(data, 0.0), two).tolist() == [0.0] * 2 * BLOCK
     assert list(held([b"a", b"b", b"c"], [False, True, False])) == [b"a", b"a", b"c"]
+
+
+@pytest.mark.parametrize("name", ["codec2-1200", "codec2-2400"])
+def test_a_lost_beginning_is_silent(voice: Clip, name: str) -> None:
+    adapter = Interrupted(ready(name), lost(voice, 0), BLOCK)
+    coded = adapter.encode(voice)
+    wave, whole = (one.decode(coded, voice) for one in (adapter, adapter.codec))
+    assert not wave[:BLOCK].any()
+    assert len(wave) == len(whole)
+    loud = [np.sqrt((one[2 * BLOCK :] ** 2).mean()) for one in (wave, whole)]
+    assert loud[0] == pytest.approx(loud[1], rel=0.1)
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -108,6 +125,8 @@ def test_damage_is_an_error() -> None:
 def test_only_what_can_be_interrupted() -> None:
     assert {codec.name for codec in interruptible([f"opus-{kbps}" for kbps in (6, 24)])} == {"opus-6", "opus-24"}
     assert FRAMES.keys() == {codec.name for codec in classical() if codec.family == "Codec 2"}
+    with pytest.raises(ConfigError, match="opus-6 comes twice"):
+        interruptible(["opus-6", "opus-8", "opus-6"])
     with pytest.raises(ConfigError, match="no codec speex-nb-q2 whose packets could be lost; there are opus-6"):
         interruptible(["speex-nb-q2"])
 
@@ -129,6 +148,9 @@ def test_codecs_beside_ours_lose_the_same(voice: Clip, tmp_path: Path, monkeypat
         assert len(shares) == 1
         assert shares.pop() > 0
     for name, least, most in (("model", 0.3, 0.35), ("opus-6", 5, 9), ("codec2-1300", 1.2, 1.4)):
-        assert least < results.scores(Condition("random", 0.0, name).name, "kbps_net")["voice"][0] < most
-        clean, cut = (results.scores(Condition("bursts", r, name).name, "mel_l1")["voice"][0] for r in (0.0, 0.2))
+        assert least < results.scores(Condition("none", 0.0, name).name, "kbps_net")["voice"][0] < most
+        clean, cut = (
+            results.scores(Condition(*what, name).name, "mel_l1")["voice"][0]
+            for what in (("none", 0.0), ("bursts", 0.2))
+        )
         assert cut > clean + 0.1

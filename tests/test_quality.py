@@ -52,7 +52,7 @@ def test_columns_may_show_how_sure_they_are():
     found.values["mini"]["mel_l1"] = {"a": [0.5, 1.0]}
     found.clips["b"]["kind"] = "speech"
     lines = readme.compared(found, [("speech", "stoi"), ("speech", "mel_l1")], reach=True).splitlines()
-    assert lines[3] == "| mini | 1.50 | 0.600 ± 0.10 | 0.500 |"
+    assert lines[3] == "| mini | 1.50 | 0.600 ± 0.100 | 0.500 |"
     assert lines[-1].endswith("interval over speakers and recordings.")
 
 

@@ -72,7 +72,7 @@ def test_the_parts_of_a_decoder(sgemm: Sgemm) -> None:
 def test_encoding_one_window_instead_of_two(sgemm: Sgemm) -> None:
     result = ratios.measure_encode(CONFIG, sgemm)
     assert result["row"]["gflop"] > 0
-    assert result["times_published"] > 0
+    assert 0 < result["times_published"]["low"] <= result["times_published"]["median"]
 
 
 def test_scaling_counts_streams(monkeypatch: pytest.MonkeyPatch) -> None:

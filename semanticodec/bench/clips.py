@@ -6,7 +6,7 @@ import csv
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -65,11 +65,13 @@ class Clip:
         """What it shares with other clips that makes them alike.
 
         The manifest's column ``group``; without that, as its column ``orig`` tells, the speaker (the folder of the
-        original) of speech and the recording of other kinds; without both the clip is alone.
+        original) of speech and the recording of other kinds; without both, or a folder in ``orig``, the clip is alone.
         """
-        if "orig" not in self.labels:
-            return self.labels.get("group", self.name)
-        return self.labels.get("group") or origin(self)["folder" if self.kind == "speech" else "recording"]
+        if found := self.labels.get("group"):
+            return found
+        if "/" not in self.labels.get("orig", ""):
+            return self.name
+        return origin(self)["folder" if self.kind == "speech" else "recording"]
 
 
 def origin(clip: Clip) -> dict[str, str]:
@@ -102,19 +104,18 @@ def find(folder: Path) -> list[Clip]:
     """Return the clips of a folder.
 
     Args:
-        folder: with a ``manifest.csv`` (columns file and kind; text and others if known), or with sound files, whose
-            kind is the name of the folder that they are in, if that is one of the kinds, else "sound".  What an
-            earlier run or export put below it is left out.
+        folder: with a ``manifest.csv`` (columns file and kind; text, group, orig and others if known), or with sound
+            files, whose kind is the name of the folder that they are in, if that is one of the kinds, else "sound".
+            What an earlier run or export put below it is left out.
 
     Raises:
-        AudioError: there is nothing, or a kind is unknown.
+        AudioError: there is nothing, a kind is unknown, or the manifest cannot be read.
     """
     if not folder.is_dir():
         raise AudioError(f"there is no folder {folder}")
     manifest = folder / "manifest.csv"
     if manifest.is_file():
-        with manifest.open(newline="") as file:
-            clips = [_row(folder, row) for row in csv.DictReader(file)]
+        clips = list(_rows(manifest))
     else:
         files = [file for file in recordings(folder) if file.suffix.lower() in ENDINGS]
         clips = [
@@ -140,12 +141,29 @@ def thin(clips: Iterable[Clip], every: int) -> list[Clip]:
     return kept
 
 
-def _row(folder: Path, row: dict[str, str]) -> Clip:
-    if not {"file", "kind"} <= row.keys():
-        raise AudioError(f"{folder / 'manifest.csv'} has columns {', '.join(row)}; file and kind are needed")
-    path = folder / row["file"]
-    rest = {name: value for name, value in row.items() if name not in ("file", "text") and value}
-    return Clip(_stem(folder, path), row["kind"], path, row.get("text") or None, rest)
+def _rows(manifest: Path) -> Iterator[Clip]:
+    """Yield what each row of a manifest stands for."""
+    folder = manifest.parent
+    try:
+        with manifest.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a byte order mark
+            reader = csv.DictReader(file, strict=True)
+            if not {"file", "kind"} <= set(reader.fieldnames or ()):
+                seen = ", ".join(reader.fieldnames or ())
+                raise AudioError(f"{manifest} has columns {seen}; file and kind are needed")
+            for row in reader:
+                if None in row or None in row.values():
+                    count = "more" if None in row else "fewer"
+                    raise AudioError(
+                        f"line {reader.line_num} of {manifest} has {count} fields than the "
+                        f"{len(reader.fieldnames or ())} columns; text with commas needs quotes around it"
+                    )
+                path = folder / row["file"]
+                if not path.is_relative_to(folder):
+                    raise AudioError(f"line {reader.line_num} of {manifest}: {path} does not lie in {folder}")
+                rest = {name: value for name, value in row.items() if name not in ("file", "text") and value}
+                yield Clip(_stem(folder, path), row["kind"], path, row.get("text") or None, rest)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise AudioError(f"{manifest} is no CSV file in UTF-8: {error}") from error
 
 
 def _stem(folder: Path, path: Path) -> str:

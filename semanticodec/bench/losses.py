@@ -30,13 +30,15 @@ from .clips import Clip, Wave
 from .codecs import About, Codec, Coded, Semanticodec, loaded
 from .commands import Command
 from .machine import machine
-from .outages import Interrupted
+from .outages import FRAMES, Interrupted
 from .results import ALL, Results
 from .run import Advance, Each, Entry, calibrate, code, described, hashed, readable, score, score_key, workers
-from .statistics import METHOD, Comparison, Interval, paired
+from .statistics import INTERVALS, METHOD, Comparison, Interval, paired
 
 RATES = (0.01, 0.03, 0.05, 0.1, 0.2)
 PATTERNS = ("random", "bursts")
+NONE = "none"
+"""The pattern of no losses."""
 METHODS = ("model", "silence", "repetition")
 MEASURES = ("mel_l1", "stoi")
 BURST = 3
@@ -47,7 +49,7 @@ TAPE = 100_000
 
 @dataclass(frozen=True)
 class Condition:
-    """What happens to the blocks, and what is done about it; at rate 0 nothing."""
+    """What happens to the blocks, and what is done about it, or which codec they are of; at rate 0 nothing."""
 
     pattern: str
     rate: float
@@ -58,12 +60,13 @@ class Condition:
         """Of the system that results have for it."""
         if self.rate:
             return f"{self.method}, {self.pattern}, {self.rate:.0%}"
-        return "nothing lost" if self.method in METHODS else f"{self.method}, nothing lost"
+        return "nothing lost" if self.method == METHODS[0] else f"{self.method}, nothing lost"
 
 
 def conditions(beside: Iterable[str] = ()) -> list[Condition]:
-    """Return what is measured of the methods, and of other codecs."""
-    return [Condition(p, r, m) for p in PATTERNS for r in (0.0, *RATES) for m in (*METHODS, *beside)]
+    """Return what is measured of the methods, and of other codecs; where nothing is lost the methods are one."""
+    clean = [Condition(NONE, 0.0, name) for name in (METHODS[0], *beside)]
+    return clean + [Condition(p, r, m) for p in PATTERNS for r in RATES for m in (*METHODS, *beside)]
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ def losses(blocks: int, rate: float, pattern: str, seed: int) -> NDArray[np.bool
 
 def lost_of(digest: str, blocks: int, condition: Condition, seed: int) -> tuple[bool, ...]:
     """Return which of a clip's blocks are lost: a stretch of :data:`TAPE` that begins where its content says."""
+    if not condition.rate:
+        return (False,) * blocks
     start = int(digest[:16], 16) % TAPE
     tape = _tape(condition.rate, condition.pattern, seed)
     return tuple(tape.take(range(start, start + blocks), mode="wrap").tolist())
@@ -278,11 +283,12 @@ class Link:
     def adapter(self, method: str, lost: tuple[bool, ...]) -> Codec:
         """Return what decodes a clip some of whose blocks are lost.
 
-        With nothing lost the preset is what any other run of the bench decodes, and may have decoded.
+        With nothing lost it is what any other run of the bench decodes, and may have decoded; but Opus is decoded by
+        the library that conceals.
         """
         for codec in self.beside:
             if codec.name == method:
-                return Interrupted(codec, lost, self.block)
+                return codec if codec.name in FRAMES and not any(lost) else Interrupted(codec, lost, self.block)
         return Lossy(self.codec, method, lost) if any(lost) else self.codec
 
 
@@ -292,7 +298,7 @@ def _delay(link: Link, method: str, clips: Sequence[Clip], cache: Path, each: Ea
     for clip in clips:
         adapter = link.adapter(method, (False,) * -(-len(clip.wave) // link.block))
         coded.append((adapter, clip, Entry.of(cache, hashed(adapter), clip.digest)))
-    done = each(functools.partial(code, timed=method in METHODS), coded, "coding", advance)
+    done = each(_code, coded, "coding", advance)
     return calibrate([(clip, entry) for (_, clip, entry), wrong in done if not wrong], each, advance) or 0
 
 
@@ -303,13 +309,20 @@ def _measure(
     found: dict[str, dict[str, list[float]]] = {}
     failed: dict[str, str] = {}
     blocks = -(-len(clip.wave) // link.block)
+    broken: set[str] = set()
     for condition in conditions(link.others):
+        codec = condition.method if condition.method in link.others else link.codec.name
+        if codec in broken:
+            continue
         lost = lost_of(clip.digest, blocks, condition, link.codec.seed)
         adapter = link.adapter(condition.method, lost)
         delay = delays.get(condition.method, delays[METHODS[0]])
         entry = Entry.of(cache, hashed(adapter), clip.digest)
-        wrong = code(adapter, clip, entry, timed=adapter is link.codec)
-        raised = {"": wrong} if wrong else score(clip, entry, MEASURES, delay, True)
+        wrong = _code(adapter, clip, entry)
+        if wrong:
+            failed[f"{codec} on {clip.name}"] = wrong
+            broken.add(codec)
+        raised = {} if wrong else score(clip, entry, MEASURES, delay, True)
         failed |= {f"{condition.name} on {clip.name}: {what}": why for what, why in raised.items()}
         record = {} if wrong else entry.read()
         scores = record.get("scores", {})
@@ -318,6 +331,11 @@ def _measure(
             values["kbps_net"] = [record["net_bits"] / clip.seconds / 1000, clip.seconds]
         found[condition.name] = {"lost": [sum(lost) / blocks, float(blocks)], **values}
     return found, failed
+
+
+def _code(adapter: Codec, clip: Clip, entry: Entry) -> str | None:
+    """Code and decode; only what other runs of the bench decode too is timed."""
+    return code(adapter, clip, entry, timed=not isinstance(adapter, Lossy | Interrupted))
 
 
 def table(results: Results) -> list[Point]:
@@ -369,9 +387,11 @@ def draw(path: Path, points: Sequence[Point], title: str, kbps: Mapping[str, flo
         for column, pattern in enumerate(PATTERNS):
             axis = axes[row, column]
             for place, (method, look) in enumerate(zip(methods, itertools.cycle(("o-", "s--", "^:", "v-.", "d-.")))):
-                mine = [(p.rate, value) for p, value in found if (p.pattern, p.method) == (pattern, method)]
-                # Side by side, since the intervals of all three would hide each other.
-                rates = [100 * rate + 0.25 * (place - len(methods) // 2) for rate, _ in mine]
+                clean = METHODS[0] if method in METHODS else method
+                wanted = ((NONE, clean), (pattern, method))
+                mine = [(p.rate, value) for p, value in found if (p.pattern, p.method) in wanted]
+                # Side by side, since the intervals of all would hide each other.
+                rates = [100 * rate + (place - len(methods) // 2) / len(methods) for rate, _ in mine]
                 (line,) = axis.plot(rates, [value.mean for _, value in mine], look, markersize=5)
                 if axis is axes[0, 0]:
                     line.set_label(method if method in METHODS else f"{method}, {kbps[method]:.1f} kbit/s")
@@ -392,7 +412,7 @@ def write(folder: Path, results: Results) -> None:
     points = table(results)
     clips = list(results.clips)
     bits = {
-        name: results.mean(Condition(PATTERNS[0], 0.0, name).name, "kbps_net")
+        name: results.mean(Condition(NONE, 0.0, name).name, "kbps_net")
         for name in (METHODS[0], *results.settings.get("beside", ()))
     }
     kbps = {name: round(mean.mean, 3) for name, mean in bits.items() if mean}
@@ -402,6 +422,7 @@ def write(folder: Path, results: Results) -> None:
         "kbps_net": kbps,
         "skipped": results.skipped,
         "failed": results.failed,
+        "intervals": INTERVALS,
         "test": f"{METHOD}; here the three pairs of methods at one rate",
         "table": [dataclasses.asdict(point) for point in points],
         "differences": [dataclasses.asdict(each) for each in differences(results)],

@@ -25,6 +25,8 @@ FRAMES = {
     "codec2-3200": (8, 0.02),
 }
 """Bytes and seconds of a frame of Codec 2, which has no concealment of its own."""
+HELD = "held@2"
+"""What is done about lost frames of Codec 2; the number goes up when that changes."""
 OPUS_RATE = 48_000
 """Samples per second that an Opus header counts in."""
 LONGEST = SAMPLE_RATE * 120 // 1000
@@ -36,7 +38,7 @@ class Interrupted:
     """A program's codec whose packets of some stretches of time do not arrive, as an adapter of the bench.
 
     A packet is lost if the sound that it brings begins in a lost stretch.  libopus is told which, and conceals them; of
-    Codec 2 the last frame that arrived is decoded again, as radios do.
+    Codec 2 the last frame that arrived is decoded again, as radios do, after silence until the first one.
 
     Args:
         codec: Opus or Codec 2.
@@ -66,13 +68,13 @@ class Interrupted:
     def fingerprint(self) -> str:
         """Name the codec, what decodes it, and the losses."""
         library = _libopus()
-        decoder = "held" if self.codec.name in FRAMES or library is None else library.opus_get_version_string().decode()
+        decoder = HELD if self.codec.name in FRAMES or library is None else library.opus_get_version_string().decode()
         lost = "".join("-x"[gone] for gone in self.lost)
         return "/".join((self.codec.fingerprint(), decoder, lost, str(self.stretch)))
 
     def encode(self, clip: Clip) -> Coded:
         """Code the clip, as if nothing was going to be lost."""
-        return self.codec.encode(clip)
+        return _coded(self.codec, clip)
 
     def decode(self, coded: Coded, clip: Clip) -> Wave:
         """Decode what arrived."""
@@ -80,8 +82,14 @@ class Interrupted:
             return concealed(ogg_packets(coded.data), self._gone)
         size, seconds = FRAMES[self.codec.name]
         frames = [coded.data[at : at + size] for at in range(0, len(coded.data), size)]
-        gone = [self._gone(round(place * seconds * SAMPLE_RATE)) for place in range(len(frames))]
-        return self.codec.decode(Coded(b"".join(held(frames, gone)), coded.net_bits), clip)
+        samples = round(seconds * SAMPLE_RATE)
+        gone = [self._gone(place * samples) for place in range(len(frames))]
+        first = gone.index(False) if False in gone else len(gone)
+        silence = np.zeros(first * samples, np.float32)
+        if first == len(gone):
+            return silence
+        data = b"".join(held(frames[first:], gone[first:]))
+        return np.concatenate([silence, self.codec.decode(Coded(data, coded.net_bits), clip)])
 
     def _gone(self, sample: int) -> bool:
         """Tell whether a packet whose sound begins there is lost; what fills up the last stretch shares its fate."""
@@ -92,21 +100,29 @@ def interruptible(names: Sequence[str]) -> list[Command]:
     """Return the classical codecs of these names.
 
     Raises:
-        ConfigError: one of them is none that losses are known for.
+        ConfigError: one of them is none that losses are known for, or comes twice.
     """
     known = {codec.name: codec for codec in classical() if codec.family == "Opus" or codec.name in FRAMES}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"no codec {', '.join(unknown)} whose packets could be lost; there are {', '.join(known)}")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{', '.join(sorted(twice))} comes twice")
     return [known[name] for name in names]
 
 
 def held(frames: Sequence[bytes], gone: Sequence[bool]) -> Iterator[bytes]:
-    """Put the last frame that arrived in the place of lost ones; before the first one, zeros."""
-    last = bytes(len(frames[0]))
+    """Put the last frame that arrived in the place of lost ones; the first one arrived."""
+    last = frames[0]
     for frame, lost in zip(frames, gone, strict=True):
         last = last if lost else frame
         yield last
+
+
+@functools.lru_cache(4)
+def _coded(codec: Command, clip: Clip) -> Coded:
+    """Code a clip once for everything that it may lose."""
+    return codec.encode(clip)
 
 
 def concealed(packets: Sequence[bytes], gone: Callable[[int], bool]) -> Wave:

@@ -176,5 +176,5 @@ def read_results(path: Path) -> Results:
                     if value is not None
                 }
         return Results(**plain)
-    except (ValueError, TypeError, LookupError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ConfigError(f"{file} holds no results of semanticodec bench: {error}") from error

@@ -24,7 +24,8 @@ Folder = Annotated[Path, typer.Argument(help="What `bench run` wrote.")]
 Audio = Annotated[
     Path,
     typer.Argument(
-        help="Folder of sound files (in speech/, music/ and sound/), or with manifest.csv (file, kind, text ...)."
+        help="Folder of sound files (in speech/, music/ and sound/), or with manifest.csv (file, kind; text; group: "
+        "what clips share, as a speaker, or orig: the path of the original; any labels)."
     ),
 ]
 SETS = ("mini", "official", "classical", "neural")
@@ -124,9 +125,9 @@ def run(
         from ..bench.report import hang, write_report
         from ..bench.survey import survey
 
-        wanted = _codecs(codecs.split(",") if codecs else [], steps or [], fast, weights, hub, config, decodes or [])
+        wanted = _codecs(_names(codecs) if codecs else [], steps or [], fast, weights, hub, config, decodes or [])
         if only is not None:
-            chosen = only.split(",")
+            chosen = _names(only)
             missing = set(chosen) - {codec.name for codec in wanted}
             if missing:
                 raise ConfigError(
@@ -138,7 +139,7 @@ def run(
             wanted,
             thin(find(audio), every),
             marked(out / "cache"),
-            tuple(metrics.split(",")) if metrics else tuple(METRICS),
+            tuple(_names(metrics)) if metrics else tuple(METRICS),
             costly_every,
             not as_is,
             jobs,
@@ -239,7 +240,7 @@ def listen(
         from ..bench.survey import listening_items
 
         results = read_results(folder)
-        items = listening_items(results, find(audio), folder / "cache", systems.split(","), each, seed)
+        items = listening_items(results, find(audio), folder / "cache", _names(systems), each, seed)
         secret = export(items, out, key, seed=seed)
         name = out.resolve().name
         typer.echo(
@@ -306,6 +307,7 @@ def losses(
     Blocks are lost singly and in bursts; they are filled in by the model, muted, or filled with the last one's codes.
     Opus conceals its lost packets by itself, Codec 2 holds its last frame.  What is done is kept in the cache (of
     `bench run` too) and not done again.  losses.json has every kind of sound, and paired tests between the three ways.
+    The exit status is 1 if a codec failed on every clip.
     """
     with user_errors():
         _need_extra()
@@ -321,7 +323,7 @@ def losses(
 
         name = locate(model).config.name
         codec = Semanticodec(name, steps, None if model in (*PRESETS, "mini") else model, seed)
-        others = interruptible(beside.split(",") if beside else [])
+        others = interruptible(_names(beside) if beside else [])
         clips = thin(find(audio), every)
         with _progress() as progress:
             task = progress.add_task(name, total=len(clips))
@@ -340,11 +342,22 @@ def losses(
             complain(what, reason)
         typer.echo(f"{'pattern':<8}{'rate':>6}  {'method':<11}{'lost':>7}  {'mel L1 [95 %]':<30}STOI [95 %]")
         for point in module.table(results):
-            if point.kind == ALL and (point.rate or point.method not in module.METHODS[1:]):
+            if point.kind == ALL:
                 head = f"{point.pattern:<8}{point.rate:>6.0%}  {point.method:<11}{point.lost:>7.1%}"
                 typer.echo(f"{head}  {told(point.mel_l1):<30}{told(point.stoi) if point.stoi else ''}")
         typer.echo(f"{out / 'losses.json'}: each kind of sound too, and paired tests")
-        typer.echo(f"{out / 'losses.png'}: curves; `semanticodec bench report {out}` puts them into the report")
+        here = (out / "results.json").is_file()  # of `bench run`
+        advice = f"; `semanticodec bench report {out}` puts them into the report" if here else ""
+        typer.echo(f"{out / 'losses.png'}: curves{advice}")
+        clean = [each for each in module.conditions(results.settings["beside"]) if not each.rate]
+        useless = [each.method for each in clean if not results.scores(each.name, module.MEASURES[0])]
+        if useless:
+            complain(", ".join(useless), "failed on every clip")
+            raise typer.Exit(1)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _progress() -> Progress:
