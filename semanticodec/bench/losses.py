@@ -375,7 +375,7 @@ def draw(path: Path, points: Sequence[Point], title: str, kbps: Mapping[str, flo
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
-    methods = list(dict.fromkeys(point.method for point in points))
+    methods = list(dict.fromkeys((*METHODS, *(point.method for point in points))))
     heard = "speech" if any(point.kind == "speech" for point in points) else ALL
     rows = (
         ("mel_l1", ALL, "log-mel L1 (all clips, n = {}; lower is better)"),
