@@ -31,10 +31,7 @@ class Timing:
 
 
 def timed(run: Callable[[], object], repeats: int, *, warm_up: bool = True) -> Timing:
-    """Run once to warm up and ``repeats`` times for the clock; return the smallest time of each clock.
-
-    The smallest is the one least disturbed by whatever else the machine does.
-    """
+    """Run once to warm up and ``repeats`` times for the clock; return the smallest time of each clock."""
     if warm_up:
         run()
     seen = []
@@ -42,7 +39,7 @@ def timed(run: Callable[[], object], repeats: int, *, warm_up: bool = True) -> T
         wall, cpu = time.perf_counter(), time.process_time()
         run()
         seen.append(Timing(time.perf_counter() - wall, time.process_time() - cpu))
-    return Timing(min(t.wall for t in seen), min(t.cpu for t in seen))
+    return least(seen)
 
 
 def rounds(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[Timing]]:
@@ -56,10 +53,13 @@ def rounds(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, 
 
 def in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
     """Time several things in :func:`rounds`; return the smallest time of each clock."""
-    return {
-        name: Timing(min(t.wall for t in seen), min(t.cpu for t in seen))
-        for name, seen in rounds(runs, repeats).items()
-    }
+    return {name: least(seen) for name, seen in rounds(runs, repeats).items()}
+
+
+def least(seen: Iterable[Timing]) -> Timing:
+    """Return the smallest time of each clock: that of the run least disturbed by whatever else the machine does."""
+    walls, cpus = zip(*((timing.wall, timing.cpu) for timing in seen), strict=True)
+    return Timing(min(walls), min(cpus))
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:

@@ -37,7 +37,7 @@ from semanticodec.graphs import cuda_recorder, rerun_recorder
 from semanticodec.latent import Conditioning
 from semanticodec.model import CodecModel
 
-from .measure import Sgemm, Timing, company, gflop, in_turn, machine, randomise, rounds, spread, timed
+from .measure import Sgemm, company, gflop, in_turn, least, machine, randomise, rounds, spread, timed
 from .speed import ASSETS, OFFICIAL, PUBLISHED_CPU, RESULTS, STEPS, Row, Window, official
 
 PUBLISHED_GFLOPS = 68
@@ -107,7 +107,7 @@ def measure_encode(config: CodecConfig, sgemm: Sgemm) -> dict[str, Any]:
         "two": lambda: [codec.encode_windows(windows) for _ in range(2)],
     }
     seen = rounds(runs, ROUNDS)
-    one = Timing(min(t.wall for t in seen["one"]), min(t.cpu for t in seen["one"]))
+    one = least(seen["one"])
     ratios = spread(two.cpu / one.cpu for one, two in zip(*seen.values(), strict=True))
     count = gflop(lambda: codec.encode_windows(windows))
     row = Row.of("encode", count, one, sgemm)

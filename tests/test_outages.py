@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from typer.testing import CliRunner
 
+from semanticodec.audio import save
 from semanticodec.bench import outages
 from semanticodec.bench.align import find_delay
 from semanticodec.bench.clips import Clip
@@ -15,6 +18,8 @@ from semanticodec.bench.codecs import Coded, Semanticodec
 from semanticodec.bench.commands import Command, classical
 from semanticodec.bench.losses import Condition, measure
 from semanticodec.bench.outages import FRAMES, Interrupted, held, interruptible
+from semanticodec.bench.results import read_results
+from semanticodec.cli import app
 from semanticodec.errors import AudioError, ConfigError
 
 DEMO = Path(outages.__file__).parent.parent / "assets" / "demo.flac"
@@ -116,10 +121,37 @@ def test_fingerprints_tell_losses_apart(voice: Clip) -> None:
 
 def test_damage_is_an_error() -> None:
     head = b"OpusHead\x01\x01" + bytes(9)
-    if outages._libopus() is None:
-        pytest.skip("libopus is not installed")
+    ready("opus-6")
     with pytest.raises(AudioError, match="libopus decoded"):
         outages.concealed([head, b"OpusTags", b"\xff\xff\xff"], lambda _: False)
+
+
+def test_without_the_library_opus_is_missing(voice: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    (codec,) = interruptible(["opus-6"])
+    monkeypatch.setattr("ctypes.util.find_library", lambda _: None)
+    outages._libopus.cache_clear()
+    adapter = Interrupted(codec, lost(voice), BLOCK)
+    assert adapter.missing() == "libopus is not installed"
+    with pytest.raises(AudioError, match="libopus is not installed"):
+        adapter.fingerprint()
+
+
+def test_a_codec_that_fails_on_every_clip_fails_the_command(tmp_path: Path) -> None:
+    ready("codec2-700c")
+    (tmp_path / "clips").mkdir()
+    save(tmp_path / "clips" / "tick.wav", torch.full((160,), 0.1), 16_000)  # too short for a frame of Codec 2
+    out = tmp_path / "out"
+    words = ["bench", "losses", str(tmp_path / "clips"), "-o", str(out), "--model", "mini-25"]
+    done = CliRunner().invoke(app, [*words, "--beside", "codec2-700c"])
+    assert done.exit_code == 1
+    assert done.output.count("codec2-700c on tick") == 1  # and not once for all that it could lose
+    assert done.output.splitlines()[-1] == "codec2-700c: failed on every clip"
+    with pytest.raises(ConfigError, match="holds no results of semanticodec bench"):
+        read_results(out / "losses.json")
+    (out / "results.json").touch()  # as if `bench run` had been here
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 0, again.output
+    assert again.output.splitlines()[-1].endswith(f"`semanticodec bench report {out}` puts them into the report")
 
 
 def test_only_what_can_be_interrupted() -> None:

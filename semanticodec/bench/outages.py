@@ -57,7 +57,7 @@ class Interrupted:
 
     def missing(self) -> str | None:
         """Say which program or library is not installed."""
-        if self.codec.name not in FRAMES and _libopus() is None:
+        if self.codec.name not in FRAMES and ctypes.util.find_library("opus") is None:
             return "libopus is not installed"
         return self.codec.missing()
 
@@ -67,8 +67,7 @@ class Interrupted:
 
     def fingerprint(self) -> str:
         """Name the codec, what decodes it, and the losses."""
-        library = _libopus()
-        decoder = HELD if self.codec.name in FRAMES or library is None else library.opus_get_version_string().decode()
+        decoder = HELD if self.codec.name in FRAMES else _libopus().opus_get_version_string().decode()
         lost = "".join("-x"[gone] for gone in self.lost)
         return "/".join((self.codec.fingerprint(), decoder, lost, str(self.stretch)))
 
@@ -133,11 +132,9 @@ def concealed(packets: Sequence[bytes], gone: Callable[[int], bool]) -> Wave:
         gone: tells of the sample that a packet's sound begins at whether it is lost.
 
     Raises:
-        AudioError: libopus cannot decode it.
+        AudioError: libopus is not installed, or cannot decode it.
     """
     library = _libopus()
-    if library is None:
-        raise AudioError("libopus is not installed")
     head, _, *sound = packets
     skip = int.from_bytes(head[10:12], "little") * SAMPLE_RATE // OPUS_RATE
     error = ctypes.c_int()
@@ -161,11 +158,11 @@ def concealed(packets: Sequence[bytes], gone: Callable[[int], bool]) -> Wave:
 
 
 @functools.cache
-def _libopus() -> ctypes.CDLL | None:
+def _libopus() -> ctypes.CDLL:
     """Load libopus, which opus-tools bring along."""
     name = ctypes.util.find_library("opus")
     if name is None:
-        return None
+        raise AudioError("libopus is not installed; Debian's opus-tools bring it along")
     library, pointer, number = ctypes.CDLL(name), ctypes.c_void_p, ctypes.c_int32
     for function, result, arguments in (
         ("opus_get_version_string", ctypes.c_char_p, []),

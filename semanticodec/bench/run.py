@@ -254,15 +254,8 @@ def readable(clips: Sequence[Clip]) -> tuple[list[Clip], dict[str, str]]:
 
 def described(clips: Iterable[Clip]) -> dict[str, dict[str, Any]]:
     """Return what results keep of clips: name -> kind, seconds, digest, group."""
-    return {
-        clip.name: {
-            "kind": clip.kind,
-            "seconds": round(clip.seconds, 4),
-            "digest": clip.digest,
-            "group": clip.group,
-        }
-        for clip in clips
-    }
+    facts = ((clip.name, clip.kind, round(clip.seconds, 4), clip.digest, clip.group) for clip in clips)
+    return {name: dict(zip(("kind", "seconds", "digest", "group"), rest, strict=True)) for name, *rest in facts}
 
 
 def _names_a_file(name: str) -> bool:
