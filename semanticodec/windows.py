@@ -19,7 +19,7 @@ from .diffusion import Draw, SamplerOptions, noise
 from .latent import Conditioning, Known, LatentDiffusion
 from .model import MISSING, CodecModel
 from .nn.conditioners import ContextConditioner, GridConditioner
-from .nn.vocos import Vocos
+from .nn.vocos import Memory, Vocos
 
 SILENCE = -11.512925464970229
 """Log-mel of digital silence, ln(1e-5)."""
@@ -188,30 +188,36 @@ class Past(State):
         features: grid ``[B, channels, overlap steps, 16]`` of the codes just before the block.
         latents: their latents ``[B, C, overlap steps, 16]``.
         present: bool ``[B]``, false where nothing came before.
-        mel: the rows ``[B, M, 64]`` that the vocoder still needs.
-        wave: the samples ``[B, S]`` that it continues from.
+        context: the vocoder's, as is what follows, see :class:`.nn.vocos.Memory`.
+        magnitude: of rows.
+        wave: the samples that it continues from.
         window: index of the next block, int64 ``[B]`` on the CPU, where noise is drawn.
     """
 
     features: Tensor
     latents: Tensor
     present: Tensor
-    mel: Tensor
+    context: Tensor
+    magnitude: Tensor
     wave: Tensor
     window: Tensor
+
+    @property
+    def vocoder(self) -> Memory:
+        """The vocoder's part."""
+        return Memory(self.context, self.magnitude, self.wave)
 
 
 def begin(model: CodecModel, batch: int) -> Past:
     """Return the state of ``batch`` rows before any sound: no codes, no latents, silence."""
-    config, latent, vocoder = model.config, _decoder(model), _vocoder(model)
+    config, latent = model.config, _decoder(model)
     assert isinstance(config.decoder.conditioning, GridConditioning)
     steps, cells, device = config.decoder.overlap * STEPS, MEL_BINS // LATENT_ROWS, latent.scale.device
     return Past(
         torch.zeros(batch, config.decoder.conditioning.channels, steps, cells, device=device, dtype=latent.dtype),
         torch.zeros(batch, config.decoder.latent.vae.latent_channels, steps, cells, device=device),
         torch.zeros(batch, dtype=torch.bool, device=device),
-        torch.full((batch, vocoder.history + vocoder.lookahead, MEL_BINS), SILENCE, device=device),
-        torch.zeros(batch, vocoder.memory, device=device),
+        *_vocoder(model).begin(batch, SILENCE),
         torch.zeros(batch, dtype=torch.int64),
     )
 
@@ -250,14 +256,13 @@ def step(
         draw = draw_windows(model.config, seeds, past.window.tolist(), grid.device)
         latents = latent.generate(conditioning, unconditional, draw, options, known)
         overlap = past.latents.shape[2]
-        mel = torch.cat([past.mel, latent.mel(latents).float()[:, overlap * LATENT_ROWS :]], 1)
-        wave = _vocoder(model).extend(mel.mT, past.wave)
+        mel = latent.mel(latents).float()[:, overlap * LATENT_ROWS :]
+        wave, memory = _vocoder(model).extend(mel.mT, past.vocoder)
         return wave, Past(
             grid[:, :, -overlap:],
             latents[:, :, -overlap:],
             torch.ones_like(past.present),
-            mel[:, -past.mel.shape[1] :],
-            torch.cat([past.wave, wave], 1)[:, -past.wave.shape[1] :],
+            *memory,
             past.window + 1,
         )
 
@@ -265,11 +270,11 @@ def step(
 def finish(model: CodecModel, past: Past) -> Tensor:
     """Return the samples ``[B, lookahead]`` that still lag behind, as if silence followed."""
     vocoder = _vocoder(model)
-    if past.mel.device.type == "cpu" and len(past.mel) > 1:
+    if past.wave.device.type == "cpu" and len(past) > 1:
         return torch.cat([finish(model, own) for own in past.rows()])
     with torch.inference_mode():
-        mel = functional.pad(past.mel, (0, 0, 0, vocoder.lookahead), value=SILENCE)
-        return vocoder.extend(mel.mT, past.wave)
+        silence = past.wave.new_full((len(past), MEL_BINS, vocoder.lookahead), SILENCE)
+        return vocoder.extend(silence, past.vocoder)[0]
 
 
 def decode_prefix(model: CodecModel, pieces: Iterable[Tensor], seed: int, options: SamplerOptions) -> Iterator[Tensor]:

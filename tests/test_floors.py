@@ -11,7 +11,7 @@ import pytest
 import semanticodec
 
 FLOORS = (
-    ("errors", "values", "config", "wire", "tokens", "processes"),
+    ("errors", "values", "config", "wire", "tokens", "processes", "compiled"),
     ("audio", "bandlimit", "devices", "nn", "schedule", "diffusion", "graphs", "offload", "ranking"),
     ("latent", "checkpoints", "inverse", "keymap", "loading", "systems"),
     ("model", "windows", "conditioners", "family", "diffusers_layout"),
@@ -24,6 +24,7 @@ STRANGERS = ({"nn", "diffusion"}, {"nn", "schedule"})
 """Units of one floor that do not know each other."""
 
 HOMES = {
+    "librosa": {"semanticodec.compiled"},
     "lightning": {"semanticodec.training"},
     "ray": {"semanticodec.corpus.cluster"},
     "rich": {"semanticodec.cli", "semanticodec.demo", "semanticodec.training"},

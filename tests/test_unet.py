@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from semanticodec.config import UNetConfig, preset
 from semanticodec.errors import ConfigError
+from semanticodec.nn.norm import GroupNorm
 from semanticodec.nn.unet import GEGLU, Attention, SpatialTransformer, UNet, time_embedding
 
 TINY = UNetConfig(
@@ -154,7 +155,7 @@ def test_gate_is_the_second_half() -> None:
 
 def test_published_epsilons(cross: UNet) -> None:
     inner = {m.norm for m in cross.modules() if isinstance(m, SpatialTransformer)}
-    norms = [m for m in cross.modules() if isinstance(m, nn.GroupNorm | nn.LayerNorm)]
+    norms = [m for m in cross.modules() if isinstance(m, GroupNorm | nn.LayerNorm)]
     assert {m.eps for m in norms if m in inner} == {1e-6}
     assert {m.eps for m in norms if m not in inner} == {1e-5}
 

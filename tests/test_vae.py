@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from semanticodec.config import VAEConfig, preset
 from semanticodec.errors import ConfigError
+from semanticodec.nn.norm import GroupNorm
 from semanticodec.nn.vae import AutoencoderKL
 
 TINY = VAEConfig(base=8, mults=(1, 2, 2), res_blocks=1, latent_channels=3, groups=4)
@@ -113,7 +114,7 @@ def test_mel_that_would_lose_a_row_is_refused(vae: AutoencoderKL) -> None:
 
 
 def test_published_epsilon(vae: AutoencoderKL) -> None:
-    assert {m.eps for m in vae.modules() if isinstance(m, nn.GroupNorm)} == {1e-6}
+    assert {m.eps for m in vae.modules() if isinstance(m, GroupNorm)} == {1e-6}
 
 
 def watched(vae: AutoencoderKL) -> dict[str, nn.Module]:

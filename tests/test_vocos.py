@@ -10,7 +10,7 @@ from tiny import fill, noise
 from torch import Tensor
 
 from semanticodec.config import VocosConfig, preset
-from semanticodec.nn.vocos import Vocos
+from semanticodec.nn.vocos import Memory, Vocos
 
 NARROW = replace(VocosConfig(), dim=8, hidden=12)
 CONFIGS = [
@@ -26,6 +26,11 @@ def vocoder(config: VocosConfig = NARROW) -> Vocos:
     return module.requires_grad_(False).eval()
 
 
+def history(config: VocosConfig) -> int:
+    """Mel rows before a row that its magnitudes depend on."""
+    return (config.kernel - 1) * len(config.right) - sum(config.right)
+
+
 def given_magnitudes(module: Vocos, wave: Tensor) -> Tensor:
     """Return what a perfect network would say of ``[B, S]``: log-magnitudes ``[B, rows, bins]``."""
     frames = wave.unfold(1, module.config.n_fft, 160) * module.window
@@ -37,7 +42,9 @@ def test_official_numbers_of_mini() -> None:
     assert isinstance(vocos, VocosConfig)
     with torch.device("meta"):
         module = Vocos(vocos)
-    assert (module.margin, module.history, module.lookahead, module.memory) == (432, 39, 6, 432 + 39 * 160)
+        memory = module.begin(1, -11.5)
+    assert (module.margin, module.overhang, module.anchor, module.lookahead) == (432, 3, 7, 6)
+    assert [tuple(part.shape) for part in memory] == [(1, 64 + 6 * 256, 6), (1, 7 + 3, 513), (1, 432 + 7 * 160)]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 50])
@@ -61,22 +68,42 @@ class TestContext:
         return bool((module.magnitude(mel) != module.magnitude(other))[0, self.ROW].any())
 
     def test_magnitudes_see_what_is_declared(self, config: VocosConfig) -> None:
-        first, last = self.ROW - vocoder(config).history, self.ROW + sum(config.right)
+        first, last = self.ROW - history(config), self.ROW + sum(config.right)
         assert [self.changed(config, row) for row in (first - 1, first, last, last + 1)] == [False, True, True, False]
 
+    def test_rows_in_pieces_are_those_of_the_whole(self, config: VocosConfig) -> None:
+        """After silence that filled all context, whatever the pieces."""
+        module, lag = vocoder(config), sum(config.right)
+        for block in module.blocks:
+            block.gamma.fill_(1.0)
+        mel = noise(2, 64, 40)
+        silence = torch.full((2, 64, 2 * history(config)), -9.0)
+        whole = module.magnitude(torch.cat([silence, mel], 2))[:, silence.shape[2] - lag : -lag or None]
+        context, rows = module.begin(2, -9.0).context, []
+        for piece in mel.split([1, 2, 17, 3, 16, 1], 2):
+            row, context = module.next_magnitude(piece, context)
+            assert row.shape == (2, piece.shape[2], config.n_fft // 2 + 1)
+            rows.append(row)
+        torch.testing.assert_close(torch.cat(rows, 1), whole, rtol=1e-4, atol=1e-4)
+
     def test_extending(self, config: VocosConfig) -> None:
-        """A block takes its rows, their context and ``memory`` samples, and knows nothing else."""
+        """A block takes its rows and a memory, and knows nothing else."""
         module = vocoder(config)
-        back, ahead, memory = module.history, module.lookahead, module.memory
-        mel, past = noise(2, 64, back + 7 + ahead), noise(2, memory, seed=1, scale=0.1)
-        wave = module.extend(mel, past)
+        mel, memory = noise(2, 64, 7), module.begin(2, -11.5)
+        _, memory = module.extend(noise(2, 64, 30, seed=2), memory)
+        assert memory.wave.any()
+        wave, after = module.extend(mel, memory)
         assert (wave.shape, wave.dtype) == ((2, 7 * 160), torch.float32)
         assert torch.isfinite(wave).all()
-        assert torch.equal(wave, module.extend(mel, past))
+        again, same = module.extend(mel, memory)
+        assert torch.equal(wave, again)
+        assert all(map(torch.equal, after, same))
+        assert [part.shape for part in after] == [part.shape for part in memory]
         for row in range(2):
-            alone = module.extend(mel[row : row + 1], past[row : row + 1])
+            alone, _ = module.extend(mel[row : row + 1], Memory(*(part[row : row + 1] for part in memory)))
             torch.testing.assert_close(alone[0], wave[row], rtol=1e-3, atol=1e-4 * float(wave.abs().max()))
-        assert not torch.equal(module.extend(mel, 0.5 * past), wave)
+        for field, part in memory._asdict().items():
+            assert not torch.equal(module.extend(mel, memory._replace(**{field: 0.5 * part}))[0], wave)
 
 
 class TestInversion:
@@ -90,18 +117,21 @@ class TestInversion:
 
     def test_tones_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The wave itself at first; phases may drift away from it slowly, the spectrogram may not."""
-        module = vocoder()
-        back, ahead, rows = module.history, module.lookahead, 32
-        total = module.margin + (back + rows + ahead) * 160 + module.margin
-        wave = self.tones(total)
-        monkeypatch.setattr(module, "magnitude", lambda _mel: given_magnitudes(module, wave))
-        got = module.extend(torch.zeros(1, 64, back + rows + ahead), wave[:, : module.memory])
-        want = wave[:, module.memory : module.memory + rows * 160]
+        module, rows = vocoder(), 32
+        before = module.anchor + module.overhang
+        wave = self.tones((before + rows - 1) * 160 + module.config.n_fft)
+        asked, memory = given_magnitudes(module, wave), module.begin(1, -11.5)
+        known = memory.wave.shape[1]
+        monkeypatch.setattr(module, "next_magnitude", lambda _mel, context: (asked[:, before:], context))
+        got, _ = module.extend(
+            torch.zeros(1, 64, rows), memory._replace(magnitude=asked[:, :before].exp(), wave=wave[:, :known])
+        )
+        want = wave[:, known : known + rows * 160]
         assert got.shape == want.shape
         assert (got - want)[:, :160].square().mean() < 0.03 * want[:, :160].square().mean()
-        heard = given_magnitudes(module, torch.cat([wave[:, : module.memory], got], 1)).exp()
-        asked = given_magnitudes(module, wave)[:, : heard.shape[1]].exp()
-        errors = ((heard - asked).square().sum(-1) / asked.square().sum(-1))[:, back - 6 :]
+        heard = given_magnitudes(module, torch.cat([wave[:, :known], got], 1)).exp()
+        asked = asked[:, : heard.shape[1]].exp()
+        errors = (heard - asked).square().sum(-1) / asked.square().sum(-1)
         assert errors.shape[1] > rows
         assert errors.max() < 0.03
 
@@ -119,9 +149,9 @@ class TestInversion:
 
     def test_silence_is_silent(self, monkeypatch: pytest.MonkeyPatch) -> None:
         module = vocoder()
-        rows = module.history + 4 + module.lookahead
-        monkeypatch.setattr(module, "magnitude", lambda _mel: torch.full((1, rows, 513), -12.0))
-        assert module.extend(torch.zeros(1, 64, rows), torch.zeros(1, module.memory)).abs().max() < 1e-4
+        monkeypatch.setattr(module, "_head", lambda x, _mel: torch.full((1, x.shape[2], 513), -12.0))
+        wave, _ = module.extend(torch.zeros(1, 64, 10), module.begin(1, -11.5))
+        assert wave.abs().max() < 1e-4
 
 
 def test_magnitudes_are_bounded() -> None:
@@ -132,7 +162,9 @@ def test_magnitudes_are_bounded() -> None:
 
 def test_half_precision_works_inside_only() -> None:
     module = vocoder().bfloat16()
-    for wave in (module(noise(1, 64, 9)), module.extend(noise(1, 64, 50), torch.zeros(1, module.memory))):
+    extended, memory = module.extend(noise(1, 64, 50), module.begin(1, -11.5))
+    assert {part.dtype for part in memory} == {torch.float32}
+    for wave in (module(noise(1, 64, 9)), extended):
         assert wave.dtype == torch.float32
         assert torch.isfinite(wave).all()
 

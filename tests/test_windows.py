@@ -18,7 +18,7 @@ from semanticodec.config import CodecConfig, preset
 from semanticodec.diffusion import INITIAL, SamplerOptions
 from semanticodec.latent import Conditioning, Known
 from semanticodec.model import CodecModel
-from semanticodec.nn.vocos import Vocos
+from semanticodec.nn.vocos import Memory, Vocos
 from semanticodec.windows import Past, begin, decode_crossfade, decode_prefix, finish, generate_windows, step
 
 OPTIONS = SamplerOptions(steps=1, guidance=1.0)
@@ -206,13 +206,15 @@ class Clock:
         rows = 4 * latents[:, 0, :, :1] + torch.arange(4)
         return rows.flatten(1)[..., None].expand(-1, -1, 64)
 
-    def extend(self, mel: Tensor, past: Tensor) -> Tensor:
-        rows = mel.double()[:, 0, self.vocoder.history : mel.shape[2] - self.vocoder.lookahead]
-        wave = (160 * rows[..., None] + torch.arange(160)).flatten(1)
-        assert past.shape[1] == self.vocoder.memory
+    def extend(self, mel: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Keep the rows that lag behind where the vocoder keeps its context."""
+        ahead = self.vocoder.lookahead
+        rows = torch.cat([memory.context[:, 0, -ahead:], mel[:, 0]], 1)
+        wave = (160 * rows.double()[:, :-ahead, None] + torch.arange(160)).flatten(1)
         if (wave[:, 0] > 0).all():
-            assert torch.equal(past[:, -1], wave[:, 0] - 1)
-        return wave
+            assert torch.equal(memory.wave[:, -1], wave[:, 0] - 1)
+        context = rows[:, None, -ahead:].expand_as(memory.context[:, :, -ahead:])
+        return wave, Memory(context, memory.magnitude, wave[:, -memory.wave.shape[1] :])
 
 
 @pytest.fixture
@@ -308,7 +310,8 @@ class TestSteps:
         for value in (start.features, start.latents, start.present, start.wave):
             assert len(value) == 2
             assert not value.any()
-        assert (start.mel == torch.tensor(1e-5).log()).all()
+        assert (start.context[:, :64] == torch.tensor(1e-5).log()).all()
+        assert (start.magnitude == start.magnitude[:, :1]).all()
         _, after = step(model, random_codes(model.config, model.config.hop_frames, 2), start, [0, 0], SamplerOptions())
         assert after.present.all()
         assert [x.shape for x, _ in tensors(after, start)] == [y.shape for _, y in tensors(after, start)]

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..audio import resample
+from ..compiled import import_librosa
 from ..config import SAMPLE_RATE
 from ..demo import mel_l1
 from .align import Samples
@@ -49,9 +50,7 @@ class Sound:
     @functools.cached_property
     def pitch(self) -> tuple[Samples, NDArray[np.bool_]]:
         """F0 in Hz (NaN where there is none) and whether a frame of 20 ms is voiced, by pYIN."""
-        import librosa
-
-        f0, voiced, _ = librosa.pyin(
+        f0, voiced, _ = import_librosa().pyin(
             self.wave, fmin=65, fmax=400, sr=SAMPLE_RATE, frame_length=1024, hop_length=320, resolution=0.2
         )
         return f0, voiced
@@ -331,6 +330,7 @@ def _speakers() -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its dependencies use what setuptools gives up
+        import_librosa()  # which it imports
         import resemblyzer
 
         return resemblyzer.VoiceEncoder("cpu", verbose=False)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import UNetConfig
 from ..errors import ConfigError
+from .norm import GroupNorm
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ class ResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, embed_dim: int, groups: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(groups, in_channels),
+            GroupNorm(groups, in_channels),
             nn.SiLU(inplace=True),
             nn.Conv2d(in_channels, out_channels, 3, padding=1),
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embed_dim, out_channels))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(groups, out_channels),
+            GroupNorm(groups, out_channels),
             nn.SiLU(inplace=True),
             nn.Identity(),  # the published dropout of 0, which counts in the key names
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -227,7 +228,7 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.source = source
-        self.norm = nn.GroupNorm(config.groups, channels, eps=1e-6)
+        self.norm = GroupNorm(config.groups, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(channels, head_dim, context_dim) for _ in range(config.depth)
@@ -338,6 +339,8 @@ class Contraction(nn.Module):
         seen = [context.shape[-1] for context, _ in contexts]
         if seen != widths:
             raise ConfigError(f"contexts of the widths {seen} were given; this U-Net needs {widths}, in this order")
+        if not contexts:
+            return ()
         readers: list[list[Attention]] = [[] for _ in contexts]
         for module in self.modules():
             if isinstance(module, SpatialTransformer) and module.source is not None:
@@ -414,7 +417,7 @@ class UNet(Contraction):
                 self.output_blocks.append(Stage(layers))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(config.groups, channels),
+            GroupNorm(config.groups, channels),
             nn.SiLU(inplace=True),
             zeroed(nn.Conv2d(channels, config.out_channels, 3, padding=1)),
         )

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ..config import VAEConfig
 from ..errors import ConfigError
+from .norm import GroupNorm
 
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
-def _norm(groups: int, channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+def _norm(groups: int, channels: int) -> GroupNorm:
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):

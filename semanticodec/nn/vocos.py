@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,27 @@ MOMENTUM = 0.9
 """Of the phase iterations; Perraudin et al. (2013) use 0.99, this does better in 8 iterations."""
 
 
+class Memory(NamedTuple):
+    """What :meth:`Vocos.extend` needs of what came before.
+
+    Args:
+        context: the last ``kernel - 1`` columns of what each convolution read, one under the other,
+            ``[B, bins + layers * dim, kernel - 1]``.
+        magnitude: of the rows whose frames reach into samples that are not final, ``[B, rows, K]``.
+        wave: the samples ``[B, S]`` that those frames began with.
+    """
+
+    context: Tensor
+    magnitude: Tensor
+    wave: Tensor
+
+
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution over time, then a two-layer perceptron per row, with a learned residual scale."""
 
     def __init__(self, dim: int, hidden: int, kernel: int, right: int, scale: float) -> None:
         super().__init__()
-        self.padding = (kernel - 1 - right, right)
+        self.context = (kernel - 1 - right, right)
         self.dwconv = nn.Conv1d(dim, dim, kernel, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, hidden)
@@ -30,10 +46,11 @@ class ConvNeXtBlock(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, D, L]`` to ``[B, D, L]``."""
-        y = self.dwconv(functional.pad(x, self.padding)).transpose(1, 2)
+        """Map ``[B, D, kernel - 1 + L]`` to ``[B, D, L]``: ``context`` columns lie on either side."""
+        y = self.dwconv(x).transpose(1, 2)
         y = self.pwconv2(functional.gelu(self.pwconv1(self.norm(y))))
-        result: Tensor = x + (self.gamma * y).transpose(1, 2)
+        left, right = self.context
+        result: Tensor = x[:, :, left : x.shape[2] - right] + (self.gamma * y).transpose(1, 2)
         return result
 
 
@@ -73,14 +90,9 @@ class Vocos(nn.Module):
         self.register_buffer("start", 2 * math.pi * golden, persistent=False)
 
     @property
-    def history(self) -> int:
-        """Mel rows before a sample's own row that its magnitudes depend on."""
-        return (self.config.kernel - 1) * len(self.config.right) - sum(self.config.right)
-
-    @property
     def lookahead(self) -> int:
         """Mel rows after a sample's own row that must be given before it is final."""
-        return sum(self.config.right) + math.ceil(self.margin / self.hop)
+        return sum(self.config.right) + self.overhang
 
     @property
     def margin(self) -> int:
@@ -88,19 +100,50 @@ class Vocos(nn.Module):
         return (self.config.n_fft - self.hop) // 2
 
     @property
-    def memory(self) -> int:
-        """Samples that :meth:`extend` needs of what came before."""
-        return self.margin + self.history * self.hop
+    def overhang(self) -> int:
+        """Rows whose frames begin before a row's own samples end, beyond that row."""
+        return math.ceil(self.margin / self.hop)
 
-    def magnitude(self, mel: Tensor) -> Tensor:
-        """Predict log-magnitudes ``[B, L, K]`` (K = n_fft / 2 + 1) of log-mel ``[B, bins, L]``."""
-        x = self.embed(functional.pad(mel.to(self.embed.weight.dtype), self.padding))
-        x = self.norm(x.transpose(1, 2)).transpose(1, 2)
-        for block in self.blocks:
-            x = block(x)
+    @property
+    def anchor(self) -> int:
+        """Rows of known samples that lead the phases of those after them."""
+        return math.ceil(self.config.n_fft / self.hop)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        embedded: Tensor = self.norm(self.embed(x).transpose(1, 2)).transpose(1, 2)
+        return embedded
+
+    def _head(self, x: Tensor, mel: Tensor) -> Tensor:
         correction: Tensor = self.head(self.final_norm(x.transpose(1, 2))).float()
         smooth = (mel.float().mT.exp() @ self.basis.float()).clamp_min(FLOOR).log()
         return (smooth + correction).clamp_max(8.0)
+
+    def magnitude(self, mel: Tensor) -> Tensor:
+        """Predict log-magnitudes ``[B, L, K]`` (K = n_fft / 2 + 1) of log-mel ``[B, bins, L]``."""
+        x = self._embed(functional.pad(mel.to(self.embed.weight.dtype), self.padding))
+        for block, right in zip(self.blocks, self.config.right[1:], strict=True):
+            x = block(functional.pad(x, (self.config.kernel - 1 - right, right)))
+        return self._head(x, mel)
+
+    def next_magnitude(self, mel: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict the rows that ``n`` more rows of mel complete.
+
+        Args:
+            mel: log-mel ``[B, bins, n]``.
+            context: as in :class:`Memory`.
+
+        Returns:
+            Log-magnitudes ``[B, n, K]``, which lag ``sum(right)`` rows behind, and the new context.
+        """
+        lag, columns = sum(self.config.right), context.shape[2]
+        before, *others = context.split([mel.shape[1], *[self.config.dim] * self.config.layers], 1)
+        rows = torch.cat([before, mel], 2)
+        kept, x = [rows[:, :, -columns:]], self._embed(rows.to(self.embed.weight.dtype))
+        for block, before in zip(self.blocks, others, strict=True):
+            x = torch.cat([before.to(x.dtype), x], 2)
+            kept.append(x[:, :, -columns:].float())
+            x = block(x)
+        return self._head(x, rows[:, :, columns - lag : rows.shape[2] - lag]), torch.cat(kept, 1)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Synthesise a whole signal, as if silence came before.
@@ -114,58 +157,84 @@ class Vocos(nn.Module):
         silence = torch.zeros(len(mel), self.margin, device=mel.device)
         return self._invert(self.magnitude(mel).exp(), silence)[:, self.margin :][:, : mel.shape[2] * self.hop]
 
-    def extend(self, mel: Tensor, past: Tensor) -> Tensor:
-        """Synthesise the rows whose context is complete, continuing from known samples.
+    def begin(self, batch: int, level: float) -> Memory:
+        """Return the memory after endless silence.
 
         Args:
-            mel: log-mel ``[B, bins, history + n + lookahead]``.
-            past: the last ``memory`` samples before row ``history``, ``[B, memory]``.
+            batch: rows.
+            level: log-mel of silence.
+        """
+        columns = self.config.kernel - 1
+        silence = torch.full((1, self.embed.in_channels, 1), level, device=self.basis.device)
+        context, x = [silence], silence.to(self.embed.weight.dtype)
+        for layer in (self._embed, *self.blocks):
+            x = layer(x.expand(-1, -1, columns + 1))
+            context.append(x.float())
+        context.pop()
+        row = self._head(x, silence).exp()
+        samples = self.margin + self.anchor * self.hop
+        return Memory(
+            torch.cat(context, 1).repeat(batch, 1, columns),
+            row.repeat(batch, self.anchor + self.overhang, 1),
+            torch.zeros(batch, samples, device=row.device),
+        )
+
+    def extend(self, mel: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Synthesise the samples that more rows complete, continuing from those before.
+
+        Args:
+            mel: log-mel ``[B, bins, n]``.
+            memory: from :meth:`begin` or the call before.
 
         Returns:
-            float32 samples ``[B, hop * n]``.
+            float32 samples ``[B, hop * n]``, which lag ``lookahead`` rows behind, and the new memory.
         """
-        # Rows that lie wholly in the known samples need no phases; a few of them anchor the first unknown ones.
-        anchor = max(0, self.history - math.ceil(self.config.n_fft / self.hop))
-        magnitude = self.magnitude(mel)[:, anchor:].exp()
-        known = past[:, anchor * self.hop :]
-        end = known.shape[1] + (mel.shape[2] - self.history - self.lookahead) * self.hop
-        return self._invert(magnitude, known)[:, known.shape[1] : end]
+        new, context = self.next_magnitude(mel, memory.context)
+        magnitude, known = torch.cat([memory.magnitude, new.exp()], 1), memory.wave.shape[1]
+        wave = self._invert(magnitude, memory.wave)[:, : known + mel.shape[2] * self.hop]
+        return wave[:, known:], Memory(context, magnitude[:, -memory.magnitude.shape[1] :], wave[:, -known:])
 
     def _invert(self, magnitude: Tensor, known: Tensor) -> Tensor:
         """Find a signal ``[B, (L - 1) * hop + n_fft]`` that begins with ``known`` and has magnitudes ``[B, L, K]``."""
         size, rows = self.config.n_fft, magnitude.shape[1]
         window = self.window.float()
         length = (rows - 1) * self.hop + size
-        weight = _overlap_add((window**2).expand(1, rows, -1), length, self.hop).clamp_min(1e-3)
-        fixed = functional.pad(known.float(), (0, length - known.shape[1]))
-        free = torch.arange(length, device=known.device) >= known.shape[1]
+        weight = _overlap_add((window**2).expand(1, rows, -1), self.hop).clamp_min(1e-3)
+        last = max((known.shape[1] - size) // self.hop, 0)
 
         def signal(spectrum: Tensor) -> Tensor:
-            joined = _overlap_add(torch.fft.irfft(spectrum, size) * window, length, self.hop) / weight
-            result: Tensor = torch.where(free, joined, fixed)
+            result = _overlap_add(torch.fft.irfft(spectrum, size) * window, self.hop) / weight
+            result[:, : known.shape[1]] = known
             return result
 
         def spectrum(samples: Tensor) -> Tensor:
             result: Tensor = torch.fft.rfft(samples.unfold(1, size, self.hop) * window)
             return result
 
-        last = max((known.shape[1] - size) // self.hop, 0)
         start = self.start.float()
+        fixed = functional.pad(known.float(), (0, length - known.shape[1]))
         seen = spectrum(fixed)[:, last] + torch.polar(torch.full_like(start, 1e-6), start)
         advance = torch.arange(rows, device=known.device)[:, None] - last
         advance = advance * (2 * math.pi * self.hop / size) * torch.arange(len(self.start), device=known.device)
         estimate = torch.polar(magnitude, seen.angle()[:, None] + advance)
         before = None
         for _ in range(self.config.iterations):
-            now = spectrum(signal(estimate))
-            pushed = now if before is None else now + MOMENTUM * (now - before)
-            estimate = magnitude * pushed / pushed.abs().clamp_min(1e-8)
+            # in real numbers: complex division and absolute values take several times as long
+            now = torch.view_as_real(spectrum(signal(estimate)))
+            pushed = now if before is None else torch.lerp(before, now, 1 + MOMENTUM)
+            power = pushed * pushed
+            scale = magnitude * (power[..., 0] + power[..., 1]).clamp_min(1e-16).rsqrt()
+            estimate = torch.view_as_complex(pushed) * scale
             before = now
         return signal(estimate)
 
 
-def _overlap_add(frames: Tensor, length: int, hop: int) -> Tensor:
-    """Add frames ``[B, L, n_fft]`` at steps of ``hop`` samples into ``[B, length]``."""
-    size = frames.shape[2]
-    result: Tensor = functional.fold(frames.transpose(1, 2), (1, length), (1, size), stride=(1, hop))[:, 0, 0]
-    return result
+def _overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """Add frames ``[B, L, size]`` at steps of ``hop`` samples into ``[B, (L - 1) * hop + size]``."""
+    batch, rows, size = frames.shape
+    parts = math.ceil(size / hop)
+    cut = functional.pad(frames, (0, parts * hop - size)).view(batch, rows, parts, hop)
+    result = frames.new_zeros(batch, rows + parts - 1, hop)
+    for part in range(parts):
+        result[:, part : part + rows] += cut[:, :, part]
+    return result.view(batch, -1)[:, : (rows - 1) * hop + size]

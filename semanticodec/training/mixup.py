@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..compiled import import_librosa
 from ..errors import AudioError, ConfigError
 from ..latent import LatentDiffusion
 from .data import Clip, Corpus
@@ -72,8 +73,7 @@ def track_beats(wave: Tensor, sample_rate: int) -> Beats:
     Returns:
         The beats; none if nothing is struck.  Bars are taken to have four beats: annotations know better.
     """
-    import librosa
-
+    librosa = import_librosa()
     samples = wave.numpy()
     onsets = librosa.onset.onset_strength(y=samples, sr=sample_rate)
     _, frames = librosa.beat.beat_track(onset_envelope=onsets, sr=sample_rate)
