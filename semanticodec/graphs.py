@@ -118,9 +118,9 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return a nested value with every tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         return type(value)(_mapped(part, change) for part in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if isinstance(value, tuple) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
         return type(value)(*(_mapped(part, change) for part in _parts(value)))
     return value
 

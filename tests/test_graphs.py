@@ -115,11 +115,13 @@ def test_cuda_graphs_need_a_gpu() -> None:
         copied("mini").record()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_bfloat16_stays_near_float32(flavour: str) -> None:
-    """The weights and activations of every network in bfloat16, 8 bits of precision, against float32."""
+def test_bfloat16_stays_near_float32(flavour: str, autocast: bool) -> None:
+    """Every network with weights in bfloat16, 8 bits of precision, or under ``torch.autocast``, against float32."""
     exact, rough = codec(flavour, 100), copied(flavour)
-    rough.model.to(torch.bfloat16)
+    if not autocast:
+        rough.model.to(torch.bfloat16)
     a, b = exact.model.latent, rough.model.latent
     assert a is not None
     assert b is not None
@@ -127,15 +129,29 @@ def test_bfloat16_stays_near_float32(flavour: str) -> None:
     x = noise(2, config.in_channels, 12, 16)
     t = torch.tensor([3, 700])
     contexts = [(noise(2, 7, width), None) for width in config.contexts if width is not None]
+    z = noise(1, exact.config.decoder.latent.vae.latent_channels, 8, 16)
     with torch.inference_mode():
-        seen = a.unet(x, t, a.unet.project_contexts(contexts))
-        low = [(context.bfloat16(), None) for context, _ in contexts]
-        there = b.unet(x.bfloat16(), t, b.unet.project_contexts(low)).float()
-        assert there.dtype == torch.float32
-        assert 1e-4 < ((there - seen).std() / seen.std()).item() < 0.03
-        z = noise(1, exact.config.decoder.latent.vae.latent_channels, 8, 16)
-        mel, other = a.mel(z), b.mel(z).float()
-        assert 1e-4 < ((other - mel).std() / mel.std()).item() < 0.03
+        seen, mel = a.unet(x, t, a.unet.project_contexts(contexts)), a.mel(z)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            low = [(context.to(b.dtype), None) for context, _ in contexts]
+            there, other = b.unet(x.to(b.dtype), t, b.unet.project_contexts(low)), b.mel(z)
+        assert there.dtype == other.dtype == torch.bfloat16
+        assert 1e-4 < ((there.float() - seen).std() / seen.std()).item() < 0.03
+        assert 1e-4 < ((other.float() - mel).std() / mel.std()).item() < 0.03
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_whole_calls_under_autocast(flavour: str) -> None:
+    """As many codes and samples as ever, the samples float32."""
+    small = codec(flavour, 100)
+    wave = noise(1, 30_000, scale=0.3)
+    codes, heard = small.encode(wave, 16_000), small.decode(small.encode(wave, 16_000), seed=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, sound = small.encode(wave, 16_000), small.decode(codes, seed=3)
+    assert rough.shape == codes.shape
+    assert (sound.shape, sound.dtype) == (heard.shape, torch.float32)
+    assert torch.isfinite(sound).all()
+    assert not torch.equal(sound, heard)
 
 
 @pytest.mark.gpu
