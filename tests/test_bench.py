@@ -41,7 +41,7 @@ from semanticodec.bench.run import Entry, Plan, run
 from semanticodec.bench.survey import _labels, _probes, listening_items, origin, survey
 from semanticodec.cli import app
 from semanticodec.config import SAMPLE_RATE
-from semanticodec.errors import AudioError, ConfigError
+from semanticodec.errors import AudioError, ConfigError, SemantiCodecError
 
 QUICK = ("mel_l1", "stft", "lsd")
 COPY = Command("copy", "cp {input} {coded}", "cp {coded} {output}", delay=0.0)
@@ -243,6 +243,24 @@ if __name__ == "__main__":
     finally:
         for pid in filter(alive, pids):
             os.kill(pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Deadly(Worse):
+    """A codec that ends its process, as compiled code can."""
+
+    def encode(self, clip: Clip) -> Coded:
+        if clip.name == "c2" and self.pause:
+            os._exit(9)
+        return super().encode(clip)
+
+
+def test_a_process_that_dies_is_no_riddle(audio: Path, tmp_path: Path):
+    log, clips = tmp_path / "log", find(audio)[:4]
+    with pytest.raises(SemantiCodecError, match=r"died while coding, of 'deadly c[012]' or .*-j 1"):
+        run(Plan([Deadly("deadly", 0.01, log, 0.01)], clips, tmp_path / "cache", ("lsd",), jobs=2), "x")
+    results = run(Plan([Deadly("deadly", 0.01, log)], clips, tmp_path / "cache", ("lsd",)), "x")
+    assert len(results.values["deadly"]["lsd"]) == 4
 
 
 @dataclass(frozen=True)

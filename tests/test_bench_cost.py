@@ -17,7 +17,8 @@ from semanticodec.bench.clips import Clip
 from semanticodec.bench.codecs import Decodes
 from semanticodec.bench.commands import Command, classical, mp3_payload
 from semanticodec.bench.cost import gflop
-from semanticodec.bench.run import score_key, workers
+from semanticodec.bench.pool import workers
+from semanticodec.bench.run import score_key
 from semanticodec.errors import AudioError
 
 SECONDS = 2.0

@@ -31,8 +31,9 @@ from .codecs import About, Codec, Coded, Semanticodec, loaded
 from .commands import Command
 from .machine import machine
 from .outages import FRAMES, Interrupted
+from .pool import Advance, Each, workers
 from .results import ALL, Results
-from .run import Advance, Each, Entry, calibrate, code, described, hashed, readable, score, score_key, workers
+from .run import Entry, calibrate, code, described, hashed, readable, score, score_key
 from .statistics import INTERVALS, METHOD, Comparison, Interval, paired
 
 RATES = (0.01, 0.03, 0.05, 0.1, 0.2)

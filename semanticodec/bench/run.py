@@ -10,12 +10,10 @@ import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,19 +25,14 @@ from numpy.typing import NDArray
 from ..audio import save
 from ..config import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
-from ..processes import end_with
 from .align import align, bandwidth, common_delay, find_delay
 from .clips import KINDS, Clip, Wave, read, thin
 from .codecs import About, Codec, Coded, gross_bits
 from .listening import ANCHORS, REFERENCE
 from .machine import machine
 from .metrics import METRICS, Sound, Value
+from .pool import Advance, Each, workers
 from .results import Results
-
-Advance = Callable[[str, str, int, int], None]
-"""Told what is done: the round, the codec and clip, how many of how many."""
-Each = Callable[..., Iterator[tuple[Any, Any]]]
-"""Goes through jobs, see :class:`workers`: function, jobs, round, advance -> job and result."""
 
 CALIBRATION = 8
 """Clips that a codec's delay is found on."""
@@ -55,8 +48,6 @@ TIMING = (
 )
 RESERVED = {"original", REFERENCE, *ANCHORS}
 """Names of other things than codecs in the gallery and in listening tests."""
-
-J = TypeVar("J", bound=tuple[Any, ...])
 
 
 @dataclass(frozen=True)
@@ -406,42 +397,3 @@ def score(clip: Clip, entry: Entry, metrics: Sequence[str], delay: int, compensa
 @functools.lru_cache(2)
 def _original(clip: Clip) -> Sound:
     return Sound(clip.wave.astype(np.float64), clip.text)
-
-
-def _started(parent: int) -> None:
-    """Prepare a process of the pool."""
-    torch.set_num_threads(1)
-    end_with(parent)
-
-
-class workers:
-    """Go through jobs here, or in several processes."""
-
-    def __init__(self, jobs: int) -> None:
-        self._pool = None
-        if jobs > 1:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_started, initargs=(os.getpid(),))
-        self._threads = torch.get_num_threads()
-
-    def __enter__(self) -> Each:
-        torch.set_num_threads(1)  # times are those of one thread, here as in the pool
-        return self._each
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._threads)
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def _each(
-        self, function: Callable[..., Any], jobs: Sequence[J], stage: str, advance: Advance
-    ) -> Iterator[tuple[J, Any]]:
-        results: Iterable[Any]
-        if self._pool is None:
-            results = (function(*job) for job in jobs)
-        else:
-            results = self._pool.map(function, *zip(*jobs, strict=True)) if jobs else ()
-        for done, (job, result) in enumerate(zip(jobs, results, strict=True), 1):
-            label = " ".join(part.name for part in job if isinstance(getattr(part, "name", None), str))
-            advance(stage, label, done, len(jobs))
-            yield job, result
