@@ -85,6 +85,14 @@ def test_words_are_lost_with_the_band(voice: np.ndarray):
     assert values[-1] > values[0]
 
 
+def test_words_do_not_depend_on_what_was_heard_before(voice: np.ndarray):
+    noise = np.random.default_rng(0).standard_normal(40_000)
+    plain, other = voice[:40_000], voice[:40_000] + 0.03 * noise
+    first = Sound(plain).words
+    assert Sound(other).words != first
+    assert Sound(plain.copy()).words == first
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hertz", [120, 123, 130, 160])
 def test_errors_of_pitch_are_found(hertz: int):
