@@ -33,7 +33,7 @@ bench-quality: $(STAMP)  ## mini and the classical codecs on ../shared/audio, in
 
 bench-speed: $(STAMP)  ## every speed goal as a ratio, where the time goes, and what entropy coding saves, from one run
 	$(BIN)/python -m benchmarks.ratios --threads $(THREADS) $(ARGS)
-	$(BIN)/python -m benchmarks.entropy --threads $(THREADS)
+	$(BIN)/python -m benchmarks.entropy --threads $(THREADS) $(filter --write,$(ARGS))
 
 readme: $(STAMP)  ## write the README's tables from benchmarks/results
 	$(BIN)/python -m benchmarks.readme

@@ -291,6 +291,12 @@ def _table_path(config: CodecConfig) -> str:
     return f"codebook_idx/combine_{config.token_rate * 512 // 100}_audioset_dominate/codebook_{half}_0.npy"
 
 
+def official_files(config: CodecConfig) -> tuple[str, ...]:
+    """Return the names of an official preset's files in the hub repository: encoder, decoder, k-means table."""
+    remote = f"semanticodec_tokenrate_{config.token_rate}"
+    return f"{remote}/encoder.ckpt", f"{remote}/decoder.ckpt", _table_path(config)
+
+
 def _official_presets() -> list[CodecConfig]:
     return [config for config in PRESETS.values() if config.name.startswith("semanticodec-")]
 
@@ -335,7 +341,6 @@ def _official_source(folder: Path | None, config: CodecConfig) -> Source:
 
 def _official_file(source: Source, name: str) -> Path:
     """Return the local path of one official file, downloading it if the source is the hub."""
-    rate = source.config.token_rate
     if source.folder is not None:
         # The hub keeps the tables beside the folders of the token rates.
         for path in (source.folder / name, source.folder.resolve().parent / name):
@@ -344,13 +349,13 @@ def _official_file(source: Source, name: str) -> Path:
         raise CheckpointError(f"{source.folder / name} is missing; it is {name} of https://huggingface.co/{HUB}")
     import huggingface_hub
 
-    remote = name if name.endswith(".npy") else f"semanticodec_tokenrate_{rate}/{name}"
+    (remote,) = (file for file in official_files(source.config) if file == name or file.endswith(f"/{name}"))
     try:
         return Path(huggingface_hub.hf_hub_download(HUB, remote))
     except Exception as error:  # the client raises errors of several unrelated libraries
         raise CheckpointError(
             f"cannot fetch {remote} from the hub repository {HUB} ({type(error).__name__}: {error}).  Without a "
-            f"network, put encoder.ckpt and decoder.ckpt of semanticodec_tokenrate_{rate} and "
+            f"network, put encoder.ckpt and decoder.ckpt of semanticodec_tokenrate_{source.config.token_rate} and "
             f"{_table_path(source.config)} into one folder and give its path instead of the preset's name"
         ) from error
 

@@ -188,9 +188,9 @@ class Past(State):
         features: grid ``[B, channels, overlap steps, 16]`` of the codes just before the block.
         latents: their latents ``[B, C, overlap steps, 16]``.
         present: bool ``[B]``, false where nothing came before.
-        context: the vocoder's, as is what follows, see :class:`.nn.vocos.Memory`.
-        magnitude: of rows.
-        wave: the samples that it continues from.
+        context: this, ``magnitude`` and ``wave`` are the vocoder's, see :class:`.nn.vocos.Memory`.
+        magnitude: see there.
+        wave: see there.
         window: index of the next block, int64 ``[B]`` on the CPU, where noise is drawn.
     """
 
@@ -268,7 +268,7 @@ def step(
 
 
 def finish(model: CodecModel, past: Past) -> Tensor:
-    """Return the samples ``[B, lookahead]`` that still lag behind, as if silence followed."""
+    """Return the samples ``[B, S]`` that still lag behind, as if silence followed."""
     vocoder = _vocoder(model)
     if past.wave.device.type == "cpu" and len(past) > 1:
         return torch.cat([finish(model, own) for own in past.rows()])

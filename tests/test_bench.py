@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from benchmarks.page import CHROMIUM, launched
 from semanticodec.bench import neural
 from semanticodec.bench.clips import Clip, Wave, find
-from semanticodec.bench.codecs import About, Coded, Decodes, Semanticodec, ours
+from semanticodec.bench.codecs import About, Codec, Coded, Decodes, Semanticodec, ours
 from semanticodec.bench.commands import Command, classical, configured
 from semanticodec.bench.cost import cost
 from semanticodec.bench.leaderboard import codec_superb, versa, write_leaderboards
@@ -38,7 +38,7 @@ from semanticodec.bench.neural import Hub
 from semanticodec.bench.report import hang, write_report
 from semanticodec.bench.results import Results, read_results
 from semanticodec.bench.run import Entry, Plan, run
-from semanticodec.bench.survey import _labels, _probes, listening_items, origin, survey
+from semanticodec.bench.survey import _labels, _mel_statistics, _probes, listening_items, origin, survey
 from semanticodec.cli import app
 from semanticodec.config import SAMPLE_RATE
 from semanticodec.errors import AudioError, ConfigError, SemantiCodecError
@@ -348,7 +348,7 @@ def test_processes_find_the_same(ran: tuple[Plan, Results], tmp_path: Path):
 
 def test_plans_are_checked(audio: Path, tmp_path: Path):
     clips = find(audio)
-    with pytest.raises(ConfigError, match="copy comes twice"):
+    with pytest.raises(ConfigError, match=r"names of their own.*copy comes twice"):
         Plan([COPY, COPY], clips, tmp_path)
     for name in ("a/b", "..\\b", "original", "", "a\n"):
         with pytest.raises(ConfigError, match="name is a file's too"):
@@ -717,6 +717,23 @@ def test_items_come_from_a_run(ran: tuple[Plan, Results]):
         listening_items(results, plan.clips, plan.cache, ["nobody"], 1, 0)
 
 
+def test_costs_that_cannot_be_measured_cost_nothing_else(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[float] = []
+
+    def fail(_codec: Codec, clip: Clip) -> None:
+        asked.append(clip.seconds)
+        raise AudioError("too long")
+
+    monkeypatch.setattr("semanticodec.bench.survey.cost", fail)
+    soundfile.write(tmp_path / "dot.wav", np.ones(100), SAMPLE_RATE)
+    clips = [*find(audio)[:3], *find(tmp_path)]
+    plan = Plan([COPY], clips, tmp_path / "cache", ("lsd",))
+    results = survey(run(plan, "x"), plan, costs=True)
+    assert results.failed == {"copy: costs": "AudioError: too long"}
+    assert asked == [max(clip.seconds for clip in clips)]
+    assert all(np.isfinite(_mel_statistics(clip)).all() for clip in clips)
+
+
 def test_the_command_line(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(neural, "hub", lambda _: iter(()))
     file = tmp_path / "codecs.toml"
@@ -748,10 +765,11 @@ def test_the_command_line(audio: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert CliRunner().invoke(app, [*words, "--decodes", f"other={audio}@{kbps}"]).exit_code == 2
     with file.open("a") as more:
         more.write('[useless]\nencode = "cp {input}.none {coded}"\ndecode = "cp {coded} {output}"\n')
-    failed = CliRunner().invoke(app, [*words[:-2], "copy,useless", "--no-costs"])
+    failed = CliRunner().invoke(app, [*words[:-2], "copy,useless"])  # costs too: of what could be coded
     assert failed.exit_code == 1
     assert failed.output.splitlines()[-1] == "useless: failed on every clip"
     assert list(read_results(out).systems) == ["copy", "useless"]
+    assert "peak_memory_mb" in read_results(out).systems["copy"]
     ranked = CliRunner().invoke(app, ["bench", "leaderboard", str(out)])
     assert "useless: left out" in ranked.output
     with file.open("a") as more:

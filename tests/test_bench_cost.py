@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from torch import nn
 from torch.nn import functional
 
 from semanticodec.bench.clips import Clip
-from semanticodec.bench.codecs import Decodes
+from semanticodec.bench.codecs import Decodes, Semanticodec, _content
 from semanticodec.bench.commands import Command, classical, mp3_payload
 from semanticodec.bench.cost import gflop
 from semanticodec.bench.pool import workers
 from semanticodec.bench.run import score_key
+from semanticodec.checkpoints import official_files
+from semanticodec.config import preset
 from semanticodec.errors import AudioError
 
 SECONDS = 2.0
@@ -101,6 +104,32 @@ class TestCacheFollows:
         for text in ("one", "two"):
             script.write_text(text)
             seen.add(codec.fingerprint())
+        assert len(seen) == 2
+
+    def test_libraries_of_programs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As a stand-in for ``ldd`` tells them."""
+        library, ldd, seen = tmp_path / "libcodec.so", tmp_path / "ldd", set()
+        ldd.write_text(f'#!/bin/sh\necho "libcodec.so => {library} (0x00)"\necho "libgone.so => not found"\n')
+        ldd.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        for text in ("one", "another"):
+            library.write_text(text)
+            seen.add(Command("x", "cp {input} {coded}", "cp {coded} {output}").fingerprint())
+        assert len(seen) == 2
+
+    @pytest.mark.parametrize("beside", [False, True])
+    def test_codebooks(self, tmp_path: Path, beside: bool) -> None:
+        """In a folder of weights, or beside it as in the hub."""
+        folder, seen = tmp_path / "semanticodec_tokenrate_100", set()
+        folder.mkdir()
+        (folder / "encoder.ckpt").write_bytes(b"weights")
+        config = preset("semanticodec-100-4096")
+        table = (tmp_path if beside else folder) / official_files(config)[-1]
+        table.parent.mkdir(parents=True)
+        for text in (b"one", b"other"):
+            table.write_bytes(text)
+            _content.cache_clear()
+            seen.add(Semanticodec(config.name, folder=str(folder)).fingerprint())
         assert len(seen) == 2
 
     def test_what_was_said(self, clip: Clip) -> None:

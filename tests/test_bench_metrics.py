@@ -425,9 +425,12 @@ def test_clips_are_found_and_thinned(root: Path, tmp_path: Path):
     [
         (b"file,kind,text\na.flac,speech,one, two\n", r"line 2 of .* has more fields than the 3 columns"),
         (b"file,kind,text\na.flac,speech\n", r"line 2 of .* has fewer fields than the 3 columns"),
-        (b"file,kind\n/a.flac,speech\n", "line 2 of .*: /a.flac does not lie in"),
+        (b"file,kind\n/a.flac,speech\n", "line 2 of .*: wanted is a file in .*, seen is '/a.flac'"),
+        (b"file,kind\n../a.flac,speech\n", "line 2 of .*: wanted is a file in .*, seen is '../a.flac'"),
+        (b"file,kind\n,speech\n", "line 2 of .*: wanted is a file in .*, seen is ''"),
+        (b"file,kind,file\na.flac,speech,b.flac\n", "has columns file, kind, file; .* each once"),
         (b"file,kind\na.flac,speech\xff\n", "is no CSV file in UTF-8"),
-        (b"name,kind\na.flac,speech\n", "has columns name, kind; file and kind are needed"),
+        (b"name,kind\na.flac,speech\n", "has columns name, kind; file and kind are needed, each once"),
         (b"", "has columns ; file and kind are needed"),
     ],
 )

@@ -24,3 +24,8 @@ def test_it_is_torch_s(shape: tuple[int, ...], memory_format: torch.memory_forma
     (wanted * y.detach()).sum().backward()
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_neither_format_is_left_as_it_is() -> None:
+    x = noise(2, 12, 6, 5)[:, :, ::2]
+    assert GroupNorm(4, 12)(x).stride() == nn.GroupNorm(4, 12)(x).stride()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny import fill, noise
 from torch import Tensor
 
 from semanticodec.config import VocosConfig, preset
+from semanticodec.errors import ConfigError
 from semanticodec.nn.vocos import Memory, Vocos
 
 NARROW = replace(VocosConfig(), dim=8, hidden=12)
@@ -45,6 +47,12 @@ def test_official_numbers_of_mini() -> None:
         memory = module.begin(1, -11.5)
     assert (module.margin, module.overhang, module.anchor, module.lookahead) == (432, 3, 7, 6)
     assert [tuple(part.shape) for part in memory] == [(1, 64 + 6 * 256, 6), (1, 7 + 3, 513), (1, 432 + 7 * 160)]
+
+
+@pytest.mark.parametrize("wrong", [{"kernel": 1, "right": (0,) * 7}, {"right": (1,) * 7}])
+def test_no_context_or_more_than_one_kernel_of_future_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="less than one kernel"):
+        Vocos(replace(NARROW, **wrong))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 50])

@@ -147,19 +147,21 @@ def _rows(manifest: Path) -> Iterator[Clip]:
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a byte order mark
             reader = csv.DictReader(file, strict=True)
-            if not {"file", "kind"} <= set(reader.fieldnames or ()):
-                seen = ", ".join(reader.fieldnames or ())
-                raise AudioError(f"{manifest} has columns {seen}; file and kind are needed")
+            columns = reader.fieldnames or ()
+            if not {"file", "kind"} <= set(columns) or len(set(columns)) < len(columns):
+                raise AudioError(f"{manifest} has columns {', '.join(columns)}; file and kind are needed, each once")
             for row in reader:
                 if None in row or None in row.values():
                     count = "more" if None in row else "fewer"
                     raise AudioError(
                         f"line {reader.line_num} of {manifest} has {count} fields than the "
-                        f"{len(reader.fieldnames or ())} columns; text with commas needs quotes around it"
+                        f"{len(columns)} columns; text with commas needs quotes around it"
                     )
                 path = folder / row["file"]
-                if not path.is_relative_to(folder):
-                    raise AudioError(f"line {reader.line_num} of {manifest}: {path} does not lie in {folder}")
+                if ".." in path.parts or not path.is_relative_to(folder) or path == folder:
+                    raise AudioError(
+                        f"line {reader.line_num} of {manifest}: wanted is a file in {folder}, seen is {row['file']!r}"
+                    )
                 rest = {name: value for name, value in row.items() if name not in ("file", "text") and value}
                 yield Clip(_stem(folder, path), row["kind"], path, row.get("text") or None, rest)
     except (UnicodeDecodeError, csv.Error) as error:

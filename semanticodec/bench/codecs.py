@@ -121,13 +121,16 @@ class Semanticodec:
         if self.folder is None and not self.preset.startswith("mini"):
             import huggingface_hub
 
-            remote = f"semanticodec_tokenrate_{preset(self.preset).token_rate}"
-            names = [f"{remote}/{half}.ckpt" for half in ("encoder", "decoder")]
-            found = [huggingface_hub.try_to_load_from_cache(checkpoints.HUB, name) for name in names]
-            paths = tuple(Path(path) for path in found if isinstance(path, str))
+            names = checkpoints.official_files(preset(self.preset))
+            cached = [huggingface_hub.try_to_load_from_cache(checkpoints.HUB, name) for name in names]
+            paths = tuple(Path(path) for path in cached if isinstance(path, str))
             return paths if len(paths) == len(names) else ()
         folder = Path(self.folder) if self.folder else checkpoints.WEIGHTS / "mini"
-        return tuple(sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", ".ckpt")))
+        found = [file for file in folder.rglob("*") if file.suffix in (".safetensors", ".ckpt", ".npy")]
+        if not self.preset.startswith("mini"):  # the table may lie beside the folder, as in the hub
+            table = folder.resolve().parent / checkpoints.official_files(preset(self.preset))[-1]
+            found += [table] * table.is_file()
+        return tuple(sorted(found))
 
     def about(self) -> About:
         """Say what the preset is; delay is that of its streaming form."""
@@ -199,10 +202,12 @@ def loaded(spec: Semanticodec) -> tuple[SemantiCodec, SamplerOptions]:
 
 @functools.cache
 def _code() -> str:
-    """Return a digest of the source between samples and codes."""
+    """Return a digest of the source between samples and files, and of what fills the networks."""
     root = Path(__file__).parent.parent
-    names = ("audio", "codec", "config", "diffusion", "latent", "model", "schedule", "windows")
-    return _content((*(root / f"{name}.py" for name in names), *sorted((root / "nn").glob("*.py"))))
+    networks = ("codec", "config", "diffusion", "latent", "model", "schedule", "windows")
+    names = ("audio", *networks, "checkpoints", "keymap", "loading")
+    folders = [file for folder in ("nn", "wire") for file in sorted((root / folder).glob("*.py"))]
+    return _content((*(root / f"{name}.py" for name in names), *folders))
 
 
 @functools.cache

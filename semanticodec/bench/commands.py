@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -92,17 +92,19 @@ class Command:
         return About(self.family or self.name, self.encode_command, self.rate, self.delay)
 
     def fingerprint(self) -> str:
-        """Name the programs by their content."""
+        """Name the programs by their content, and the libraries that they load by size and time."""
         digests = []
         for command in (self.encode_command, self.decode_command):
             program, *words = shlex.split(command)
             # Scripts and models are words of the command.
-            files = [shutil.which(program) or "", *(word for word in words if Path(word).is_file())]
+            path = shutil.which(program) or ""
+            files = [path, *(word for word in words if Path(word).is_file())]
             digests += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+            digests += _libraries(path)
         return "/".join((str(dataclasses.astuple(self)), *digests))
 
-    def encode(self, clip: Clip) -> Coded:
-        """Run the first command on the clip."""
+    def encode(self, clip: Clip, under: Sequence[str] = ()) -> Coded:
+        """Run the first command on the clip, ``under`` another that starts it."""
         import torch
 
         wave = resample(torch.from_numpy(clip.wave), SAMPLE_RATE, self.rate)
@@ -113,16 +115,16 @@ class Command:
                 files["input"].write_bytes(pcm.astype("<i2").tobytes())
             else:
                 save(files["input"], wave, self.rate)
-            _run(self.encode_command, files, "coded")
+            _run(self.encode_command, files, "coded", under)
             data = files["coded"].read_bytes()
         return Coded(data, _PAYLOADS[self.payload](data))
 
-    def decode(self, coded: Coded, clip: Clip) -> Wave:  # noqa: ARG002
-        """Run the second command on the coded file."""
+    def decode(self, coded: Coded, clip: Clip, under: Sequence[str] = ()) -> Wave:  # noqa: ARG002
+        """Run the second command on the coded file, ``under`` another that starts it."""
         with tempfile.TemporaryDirectory() as folder:
             files = self._files(Path(folder))
             files["coded"].write_bytes(coded.data)
-            _run(self.decode_command, files, "output")
+            _run(self.decode_command, files, "output", under)
             if self.raw:
                 data, rate = soundfile.read(
                     files["output"],
@@ -147,13 +149,8 @@ class Command:
         """Return the most resident memory of the two programs in bytes."""
         with tempfile.TemporaryDirectory() as folder:
             told = Path(folder) / "told"
-            launcher = shlex.join([sys.executable, "-I", "-S", "-c", LAUNCHER, str(told)])
-            watched = dataclasses.replace(
-                self,
-                encode_command=f"{launcher} {self.encode_command}",
-                decode_command=f"{launcher} {self.decode_command}",
-            )
-            watched.decode(watched.encode(clip), clip)
+            launcher = (sys.executable, "-I", "-S", "-c", LAUNCHER, str(told))
+            self.decode(self.encode(clip, launcher), clip, launcher)
             return max(map(int, told.read_text().split())) * (1 if sys.platform == "darwin" else 1024)
 
     def _files(self, folder: Path) -> dict[str, Path]:
@@ -165,9 +162,18 @@ class Command:
         }
 
 
-def _run(command: str, files: dict[str, Path], made: str) -> None:
+def _libraries(program: str) -> list[str]:
+    """Return path, size and time of what a program is linked with, where ``ldd`` tells."""
+    if (ldd := shutil.which("ldd")) is None:
+        return []
+    told = subprocess.run([ldd, program], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout
+    paths = sorted(path.resolve() for word in told.split() if (path := Path(word)).is_absolute() and path.is_file())
+    return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
+
+
+def _run(command: str, files: dict[str, Path], made: str, under: Sequence[str]) -> None:
     # Split first, so that no name of a file is ever read as shell syntax or as two words.
-    words = [_filled(word, files) for word in shlex.split(command)]
+    words = [*under, *(_filled(word, files) for word in shlex.split(command))]
     try:
         done = subprocess.run(words, capture_output=True, timeout=TIMEOUT, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:

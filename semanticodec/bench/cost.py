@@ -31,8 +31,9 @@ class Cost:
             of programs below 1 MB nothing is known: the shell that starts them takes that much.
         gflop_per_second: operations (a multiply-add is two) of matrix products and convolutions per second of sound;
             None for programs.
-        first_block_ms: from the first sample of a stream to the first decoded one that can be heard: the algorithmic
-            delay, and for this package the time that coding and decoding the first blocks took as well.
+        first_block_ms: from the first sample of a stream to the first decoded one that can be heard: of this package's
+            presets as measured, with the time that coding and decoding the first blocks took; of programs the delay of
+            their method, where it is known; None where the clip is shorter.
     """
 
     peak_memory_mb: float
@@ -91,7 +92,7 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _first_block(codec: Semanticodec, clip: Clip) -> float:
+def _first_block(codec: Semanticodec, clip: Clip) -> float | None:
     """Push 10 ms at a time until sound comes out; return the sound that it took, and the work of the last push."""
     from ..streaming import StreamDecoder, StreamEncoder
 
@@ -106,5 +107,5 @@ def _first_block(codec: Semanticodec, clip: Clip) -> float:
             if heard.shape[-1]:
                 break
         else:
-            raise ValueError(f"{clip.name} is too short for the first block")
+            return None
     return 1000 * ((start + 160) / SAMPLE_RATE + spent)

@@ -76,7 +76,10 @@ class Plan:
         for what, names in (("codecs", [c.name for c in self.codecs]), ("clips", [c.name for c in self.clips])):
             twice = {name for name in names if names.count(name) > 1}
             if twice:
-                raise ConfigError(f"{what} need names of their own; {', '.join(sorted(twice))} comes twice")
+                raise ConfigError(
+                    f"{what} need names of their own (of clips: paths without endings); "
+                    f"{', '.join(sorted(twice))} comes twice"
+                )
             unsafe = [name for name in names if what == "codecs" and not _names_a_file(name)]
             if unsafe:
                 raise ConfigError(

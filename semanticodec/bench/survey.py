@@ -37,15 +37,19 @@ def survey(results: Results, plan: Plan, *, costs: bool) -> Results:
     clips = {clip.name: clip for clip in plan.clips if clip.name in results.clips}
     baseline = {name: _mel_statistics(clip) for name, clip in clips.items()}
     settings = {**results.settings, "probe_baseline": _probes(baseline, clips)}
-    longest = max(clips.values(), key=lambda clip: clip.seconds)
+    failed = dict(results.failed)
     for codec in plan.codecs:
         facts = systems.get(codec.name)
         if facts is None:
             continue
         facts |= codes_facts(codec, results, clips, plan.cache)
-        if costs and facts["measured"]:
-            facts |= dataclasses.asdict(cost(codec, longest))
-    return dataclasses.replace(results, systems=systems, settings=settings)
+        coded = [clips[name] for name in results.scores(codec.name, "kbps_net")]
+        if costs and facts["measured"] and coded:
+            try:
+                facts |= dataclasses.asdict(cost(codec, max(coded, key=lambda clip: clip.seconds)))
+            except Exception as error:  # of an adapter, as in the run
+                failed[f"{codec.name}: costs"] = f"{type(error).__name__}: {error}"
+    return dataclasses.replace(results, systems=systems, settings=settings, failed=failed)
 
 
 def codes_facts(codec: Codec, results: Results, clips: Mapping[str, Clip], cache: Path) -> dict[str, Any]:
@@ -120,7 +124,7 @@ def listening_items(
 def _mel_statistics(clip: Clip) -> NDArray[np.float32]:
     """Pool what needs no codec: mean and deviation of the original's log-mel over time."""
     rows = log_mel(torch.from_numpy(clip.wave))
-    result: NDArray[np.float32] = torch.cat([rows.mean(0), rows.std(0)]).numpy()
+    result: NDArray[np.float32] = torch.cat([rows.mean(0), rows.std(0, correction=0)]).numpy()
     return result
 
 

@@ -27,8 +27,9 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``[B, C, H, W]``; the memory format stays."""
-        ragged = (x.shape[1] // self.groups) % VECTOR and x[0, 0].numel() < SMALL and x.device.type == "cpu"
-        if ragged and not x.is_contiguous():
+        ragged = (x.shape[1] // self.groups) % VECTOR > 0 and x.shape[2] * x.shape[3] < SMALL
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        if ragged and last and x.device.type == "cpu":
             plain = F.group_norm(x.contiguous(), self.groups, self.weight, self.bias, self.eps)
             return plain.contiguous(memory_format=torch.channels_last)
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)

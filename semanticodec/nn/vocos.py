@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import MelConfig, VocosConfig
+from ..errors import ConfigError
 
 MEL_16K = MelConfig()
 FLOOR = 1e-3
@@ -24,8 +25,9 @@ class Memory(NamedTuple):
     Args:
         context: the last ``kernel - 1`` columns of what each convolution read, one under the other,
             ``[B, bins + layers * dim, kernel - 1]``.
-        magnitude: of the rows whose frames reach into samples that are not final, ``[B, rows, K]``.
-        wave: the samples ``[B, S]`` that those frames began with.
+        magnitude: of the last rows, ``[B, anchor + overhang, K]``: those that lead the phases, then those whose frames
+            begin before the first sample that is not final.
+        wave: the samples ``[B, S]`` from the first of these rows' frames to the last final one.
     """
 
     context: Tensor
@@ -71,12 +73,16 @@ class Vocos(nn.Module):
         super().__init__()
         self.config = config
         self.hop = mel.hop
-        first, *others = config.right
-        self.padding = (config.kernel - 1 - first, first)
+        if config.kernel < 2 or sum(config.right) >= config.kernel:
+            raise ConfigError(
+                f"a vocoder with kernels of {config.kernel} rows that looks {config.right} rows ahead was asked for; "
+                "together they may look ahead by less than one kernel"
+            )
         self.embed = nn.Conv1d(mel.bins, config.dim, config.kernel)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.blocks = nn.ModuleList(
-            ConvNeXtBlock(config.dim, config.hidden, config.kernel, right, 1 / config.layers) for right in others
+            ConvNeXtBlock(config.dim, config.hidden, config.kernel, right, 1 / config.layers)
+            for right in config.right[1:]
         )
         self.final_norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.head = nn.Linear(config.dim, config.n_fft // 2 + 1)
@@ -101,7 +107,7 @@ class Vocos(nn.Module):
 
     @property
     def overhang(self) -> int:
-        """Rows whose frames begin before a row's own samples end, beyond that row."""
+        """Rows after a row whose frames still begin within its own samples."""
         return math.ceil(self.margin / self.hop)
 
     @property
@@ -120,24 +126,24 @@ class Vocos(nn.Module):
 
     def magnitude(self, mel: Tensor) -> Tensor:
         """Predict log-magnitudes ``[B, L, K]`` (K = n_fft / 2 + 1) of log-mel ``[B, bins, L]``."""
-        x = self._embed(functional.pad(mel.to(self.embed.weight.dtype), self.padding))
-        for block, right in zip(self.blocks, self.config.right[1:], strict=True):
-            x = block(functional.pad(x, (self.config.kernel - 1 - right, right)))
+        x = mel.to(self.embed.weight.dtype)
+        for layer, right in zip((self._embed, *self.blocks), self.config.right, strict=True):
+            x = layer(functional.pad(x, (self.config.kernel - 1 - right, right)))
         return self._head(x, mel)
 
     def next_magnitude(self, mel: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Predict the rows that ``n`` more rows of mel complete.
 
         Args:
-            mel: log-mel ``[B, bins, n]``.
+            mel: log-mel ``[B, bins, n]``, n at least 1.
             context: as in :class:`Memory`.
 
         Returns:
             Log-magnitudes ``[B, n, K]``, which lag ``sum(right)`` rows behind, and the new context.
         """
         lag, columns = sum(self.config.right), context.shape[2]
-        before, *others = context.split([mel.shape[1], *[self.config.dim] * self.config.layers], 1)
-        rows = torch.cat([before, mel], 2)
+        first, *others = context.split([mel.shape[1], *[self.config.dim] * self.config.layers], 1)
+        rows = torch.cat([first, mel], 2)
         kept, x = [rows[:, :, -columns:]], self._embed(rows.to(self.embed.weight.dtype))
         for block, before in zip(self.blocks, others, strict=True):
             x = torch.cat([before.to(x.dtype), x], 2)
@@ -183,7 +189,7 @@ class Vocos(nn.Module):
         """Synthesise the samples that more rows complete, continuing from those before.
 
         Args:
-            mel: log-mel ``[B, bins, n]``.
+            mel: log-mel ``[B, bins, n]``, n at least 1.
             memory: from :meth:`begin` or the call before.
 
         Returns:
