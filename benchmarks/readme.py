@@ -86,7 +86,21 @@ def dev() -> str:
         ("sound", "visqol"),
         ("sound", "mel_l1"),
     ]
-    return compared(read_results(RESULTS / "quality-dev.json"), columns, reach=True)
+    results = read_results(RESULTS / "quality-dev.json")
+    return f"{compared(results, columns, reach=True)}\n\n{probed(results, 'mini-100')}"
+
+
+def probed(results: Results, system: str) -> str:
+    """Say how well linear classifiers tell kind and source of clips from a system's codes, and without it."""
+    found = results.systems[system]["probe_codes"], results.settings["probe_baseline"]
+    told = (
+        "{} {} ({})".format(label, *(str(probes[label]).partition(" [")[0] for probes in found))
+        for label in ("kind", "source")
+    )
+    return (
+        f"Linear classifiers tell from how often each of {system}'s codes comes up (from the originals' mean log-mel, "
+        f"without any codec): {', '.join(told)}."
+    )
 
 
 def published() -> str:

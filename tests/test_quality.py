@@ -56,6 +56,13 @@ def test_columns_may_show_how_sure_they_are():
     assert lines[-1].endswith("interval over speakers and recordings.")
 
 
+def test_what_codes_tell_stands_beside_what_sound_tells():
+    systems = {"ours": {"probe_codes": {"kind": "67 % [35, 95] of 3", "source": "81 % [70, 92] of 4", "sr": "9 %"}}}
+    settings = {"probe_baseline": {"kind": "66 % [41, 91] of 3", "source": "60 % [48, 72] of 4"}}
+    found = dataclasses.replace(results(), settings=settings, systems=systems)
+    assert readme.probed(found, "ours").endswith("without any codec): kind 67 % (66 %), source 81 % (60 %).")
+
+
 def test_lost_blocks_have_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clips = {f"{kind}{n}": {"kind": kind} for kind in ("speech", "music", "sound") for n in range(7)}
     better = {"model": 0.0, "repetition": 0.1, "silence": 0.1, "opus-6": 0.2}
