@@ -91,15 +91,17 @@ def dev() -> str:
 
 
 def probed(results: Results, system: str) -> str:
-    """Say how well linear classifiers tell kind and source of clips from a system's codes, and without it."""
-    found = results.systems[system]["probe_codes"], results.settings["probe_baseline"]
-    told = (
-        "{} {} ({})".format(label, *(str(probes[label]).partition(" [")[0] for probes in found))
-        for label in ("kind", "source")
-    )
+    """Say what share of clips linear classifiers label rightly from a system's codes, without it, and by chance."""
+    codes = results.systems.get(system, {}).get("probe_codes", {})
+    without = results.settings.get("probe_baseline", {})
+    told = []
+    for label in ("kind", "source"):
+        if label in codes and label in without:
+            ours, theirs = (str(found[label]).partition(" [")[0] for found in (codes, without))
+            told.append(f"{label} {ours} ({theirs}; {codes[label].partition('(chance ')[2].partition(';')[0]} %)")
     return (
-        f"Linear classifiers tell from how often each of {system}'s codes comes up (from the originals' mean log-mel, "
-        f"without any codec): {', '.join(told)}."
+        f"Clips whose label a linear classifier tells from how often each code of {system} comes up (from mean and "
+        f"deviation of the originals' log-mel, without a codec; by chance): {', '.join(told) or 'too few to say'}."
     )
 
 

@@ -349,7 +349,8 @@ def _official_file(source: Source, name: str) -> Path:
         raise CheckpointError(f"{source.folder / name} is missing; it is {name} of https://huggingface.co/{HUB}")
     import huggingface_hub
 
-    (remote,) = (file for file in official_files(source.config) if file == name or file.endswith(f"/{name}"))
+    encoder, decoder, _ = official_files(source.config)
+    remote = {"encoder.ckpt": encoder, "decoder.ckpt": decoder}.get(name, name)
     try:
         return Path(huggingface_hub.hf_hub_download(HUB, remote))
     except Exception as error:  # the client raises errors of several unrelated libraries

@@ -18,19 +18,31 @@ from typing import Any
 
 HOME = Path(".cache", "semanticodec", "compiled")
 """Where the folders are, below the user's home, unless ``NUMBA_CACHE_DIR`` says where."""
+VARIABLE = "NUMBA_CACHE_DIR"
 
 
 @functools.cache
-def import_librosa() -> Any:
-    """Import librosa; what it compiles goes to a folder that no other process uses, but those forked from this one.
+def own_cache() -> None:
+    """Let numba keep what it compiles in a folder that no other process uses.
 
-    The first process that takes a folder compiles for about 25 s, later ones load.  Packages that import librosa
-    themselves are to be imported after this.
+    The first process that takes a folder compiles what it needs (librosa's pYIN: 25 s), later ones load.  It is to be
+    called before packages are imported that numba compiles, and processes that compile are not to be forked.
     """
-    from numba import config
+    given = os.environ.get(VARIABLE)
+    try:
+        home = Path(given).absolute() if given else Path.home() / HOME
+    except RuntimeError:  # nobody's process: there is no home
+        home = Path(tempfile.gettempdir(), "semanticodec-compiled")
+    # The variable, not only its value in numba: that is read again whenever any of numba's variables has changed.
+    os.environ[VARIABLE] = str(own_folder(home))
+    import numba.core.config
 
-    folder = own_folder(Path(os.environ.get("NUMBA_CACHE_DIR") or HOME))
-    config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]  # it is set from a loop
+    numba.core.config.reload_config()  # type: ignore[no-untyped-call]
+
+
+def import_librosa() -> Any:
+    """Import librosa after :func:`own_cache`; packages that import it themselves are to be imported after this."""
+    own_cache()
     import librosa
 
     return librosa
@@ -42,24 +54,28 @@ def own_folder(home: Path) -> Path:
     Where nothing can be written or locked in ``home``, it is a temporary folder.
 
     Args:
-        home: relative to the user's; made if there is none.
+        home: made if there is none.
     """
     try:
-        import fcntl
-
-        for number in itertools.count():
-            folder = Path.home() / home / str(number)
-            folder.mkdir(parents=True, exist_ok=True)
-            # stays open: the system gives the lock back when the process ends
-            descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-            else:
-                return folder
-        raise AssertionError("there is always a next number")
-    except (ImportError, OSError, RuntimeError):  # no locks here, no disk, no home
+        return next(folder for number in itertools.count() if _locked(folder := home / str(number)))
+    except (ImportError, OSError):  # no locks here, or no disk
         temporary = tempfile.mkdtemp(prefix="semanticodec-compiled-")
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         return Path(temporary)
+
+
+def _locked(folder: Path) -> bool:
+    """Lock a folder until this process ends, unless another has."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # stays open: the system gives the lock back when the process ends
+    descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return False
+        raise
+    return True

@@ -118,10 +118,11 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return a nested value with every tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        return type(value)(_mapped(part, change) for part in value)
-    if isinstance(value, tuple) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+    named = hasattr(value, "_fields") or dataclasses.is_dataclass(value)
+    if named and not isinstance(value, type):
         return type(value)(*(_mapped(part, change) for part in _parts(value)))
+    if isinstance(value, tuple | list):
+        return type(value)(_mapped(part, change) for part in value)
     return value
 
 

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from semanticodec.bench.clips import Clip
 from semanticodec.bench.codecs import Decodes, Semanticodec, _content
-from semanticodec.bench.commands import Command, classical, mp3_payload
-from semanticodec.bench.cost import gflop
+from semanticodec.bench.commands import Command, _libraries, classical, mp3_payload
+from semanticodec.bench.cost import _first_block, gflop
 from semanticodec.bench.pool import workers
 from semanticodec.bench.run import score_key
 from semanticodec.checkpoints import official_files
@@ -69,6 +69,11 @@ def test_memory_of_the_hungrier_program_counts(clip: Clip) -> None:
         dataclasses.replace(codec, decode_command='sh -c "exit 3" {coded} {output}').peak_memory(clip)
 
 
+def test_a_clip_of_less_than_a_block_has_no_first_block(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "dot.wav", noise(800).numpy(), 16_000)
+    assert _first_block(Semanticodec("mini-25"), Clip("dot", "sound", tmp_path / "dot.wav")) is None
+
+
 def test_operations_that_pytorch_does_not_count() -> None:
     lstm = nn.LSTM(8, 16, 2, bidirectional=True, batch_first=True)
     # Per step and direction: four gates of 16 that see 8 or 32 inputs and 16 states; a multiply-add is two.
@@ -114,6 +119,7 @@ class TestCacheFollows:
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         for text in ("one", "another"):
             library.write_text(text)
+            _libraries.cache_clear()
             seen.add(Command("x", "cp {input} {coded}", "cp {coded} {output}").fingerprint())
         assert len(seen) == 2
 

@@ -440,6 +440,14 @@ def test_manifests_that_cannot_be_read_say_why(tmp_path: Path, manifest: bytes, 
         find(tmp_path)
 
 
+def test_folders_above_are_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "manifest.csv").write_text("file,kind\na.flac,speech\n")
+    monkeypatch.chdir(tmp_path / "here")
+    assert [clip.path for clip in find(Path("../clips"))] == [Path("../clips/a.flac")]
+
+
 def test_spreadsheets_begin_with_a_mark(tmp_path: Path):
     (tmp_path / "manifest.csv").write_bytes(b"\xef\xbb\xbffile,kind\nb.flac,music\n")
     assert [clip.name for clip in find(tmp_path)] == ["b"]

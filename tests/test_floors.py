@@ -25,6 +25,7 @@ STRANGERS = ({"nn", "diffusion"}, {"nn", "schedule"})
 
 HOMES = {
     "librosa": {"semanticodec.compiled"},
+    "numba": {"semanticodec.compiled"},
     "lightning": {"semanticodec.training"},
     "ray": {"semanticodec.corpus.cluster"},
     "rich": {"semanticodec.cli", "semanticodec.demo", "semanticodec.training"},

@@ -1,9 +1,12 @@
 """Group normalisation: torch's numbers in every memory format, and the format stays."""
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import noise
-from torch import nn
+from torch import Tensor, nn
 
 from semanticodec.nn.norm import GroupNorm
 
@@ -24,6 +27,24 @@ def test_it_is_torch_s(shape: tuple[int, ...], memory_format: torch.memory_forma
     (wanted * y.detach()).sum().backward()
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "plain"), [((1, 48, 24, 32), True), ((1, 48, 32, 32), False), ((1, 64, 12, 16), False)]
+)
+def test_only_small_images_with_ragged_groups_take_the_detour(
+    shape: tuple[int, ...], plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    norm = F.group_norm
+
+    def watched(x: Tensor, *rest: Any) -> Tensor:
+        seen.append(x.is_contiguous())
+        return norm(x, *rest)
+
+    monkeypatch.setattr(F, "group_norm", watched)
+    GroupNorm(16 if shape[1] == 48 else 8, shape[1])(noise(*shape).contiguous(memory_format=torch.channels_last))
+    assert seen == [plain]
 
 
 def test_neither_format_is_left_as_it_is() -> None:

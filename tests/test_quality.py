@@ -57,10 +57,11 @@ def test_columns_may_show_how_sure_they_are():
 
 
 def test_what_codes_tell_stands_beside_what_sound_tells():
-    systems = {"ours": {"probe_codes": {"kind": "67 % [35, 95] of 3", "source": "81 % [70, 92] of 4", "sr": "9 %"}}}
-    settings = {"probe_baseline": {"kind": "66 % [41, 91] of 3", "source": "60 % [48, 72] of 4"}}
+    systems = {"ours": {"probe_codes": {"kind": "67 % [35, 95] of 3 (chance 53; by folder, 21 of them)", "sr": "9 %"}}}
+    settings = {"probe_baseline": {"kind": "66 % [41, 91] of 3 (chance 53; by folder, 21 of them)"}}
     found = dataclasses.replace(results(), settings=settings, systems=systems)
-    assert readme.probed(found, "ours").endswith("without any codec): kind 67 % (66 %), source 81 % (60 %).")
+    assert readme.probed(found, "ours").endswith("by chance): kind 67 % (66 %; 53 %).")
+    assert readme.probed(results(), "mini").endswith("by chance): too few to say.")
 
 
 def test_lost_blocks_have_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

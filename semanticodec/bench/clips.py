@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +158,7 @@ def _rows(manifest: Path) -> Iterator[Clip]:
                         f"{len(columns)} columns; text with commas needs quotes around it"
                     )
                 path = folder / row["file"]
-                if ".." in path.parts or not path.is_relative_to(folder) or path == folder:
+                if ".." in PurePath(row["file"]).parts or not path.is_relative_to(folder) or path == folder:
                     raise AudioError(
                         f"line {reader.line_num} of {manifest}: wanted is a file in {folder}, seen is {row['file']!r}"
                     )

@@ -126,11 +126,11 @@ class Semanticodec:
             paths = tuple(Path(path) for path in cached if isinstance(path, str))
             return paths if len(paths) == len(names) else ()
         folder = Path(self.folder) if self.folder else checkpoints.WEIGHTS / "mini"
-        found = [file for file in folder.rglob("*") if file.suffix in (".safetensors", ".ckpt", ".npy")]
-        if not self.preset.startswith("mini"):  # the table may lie beside the folder, as in the hub
-            table = folder.resolve().parent / checkpoints.official_files(preset(self.preset))[-1]
-            found += [table] * table.is_file()
-        return tuple(sorted(found))
+        found = sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", ".ckpt"))
+        if (folder / "encoder.ckpt").is_file():  # the official layout, whose table may lie beside the folder
+            table = checkpoints.official_files(preset(self.preset))[-1]
+            found += [path for path in (folder / table, folder.resolve().parent / table) if path.is_file()]
+        return tuple(found)
 
     def about(self) -> About:
         """Say what the preset is; delay is that of its streaming form."""
@@ -204,8 +204,20 @@ def loaded(spec: Semanticodec) -> tuple[SemantiCodec, SamplerOptions]:
 def _code() -> str:
     """Return a digest of the source between samples and files, and of what fills the networks."""
     root = Path(__file__).parent.parent
-    networks = ("codec", "config", "diffusion", "latent", "model", "schedule", "windows")
-    names = ("audio", *networks, "checkpoints", "keymap", "loading")
+    names = [
+        "audio",
+        "checkpoints",
+        "codec",
+        "config",
+        "diffusion",
+        "keymap",
+        "latent",
+        "loading",
+        "model",
+        "schedule",
+        "values",
+        "windows",
+    ]
     folders = [file for folder in ("nn", "wire") for file in sorted((root / folder).glob("*.py"))]
     return _content((*(root / f"{name}.py" for name in names), *folders))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import shlex
 import shutil
@@ -103,8 +104,8 @@ class Command:
             digests += _libraries(path)
         return "/".join((str(dataclasses.astuple(self)), *digests))
 
-    def encode(self, clip: Clip, under: Sequence[str] = ()) -> Coded:
-        """Run the first command on the clip, ``under`` another that starts it."""
+    def encode(self, clip: Clip, launcher: Sequence[str] = ()) -> Coded:
+        """Run the first command on the clip, after the words ``launcher``."""
         import torch
 
         wave = resample(torch.from_numpy(clip.wave), SAMPLE_RATE, self.rate)
@@ -115,16 +116,16 @@ class Command:
                 files["input"].write_bytes(pcm.astype("<i2").tobytes())
             else:
                 save(files["input"], wave, self.rate)
-            _run(self.encode_command, files, "coded", under)
+            _run(self.encode_command, files, "coded", launcher)
             data = files["coded"].read_bytes()
         return Coded(data, _PAYLOADS[self.payload](data))
 
-    def decode(self, coded: Coded, clip: Clip, under: Sequence[str] = ()) -> Wave:  # noqa: ARG002
-        """Run the second command on the coded file, ``under`` another that starts it."""
+    def decode(self, coded: Coded, clip: Clip, launcher: Sequence[str] = ()) -> Wave:  # noqa: ARG002
+        """Run the second command on the coded file, after the words ``launcher``."""
         with tempfile.TemporaryDirectory() as folder:
             files = self._files(Path(folder))
             files["coded"].write_bytes(coded.data)
-            _run(self.decode_command, files, "output", under)
+            _run(self.decode_command, files, "output", launcher)
             if self.raw:
                 data, rate = soundfile.read(
                     files["output"],
@@ -162,18 +163,19 @@ class Command:
         }
 
 
-def _libraries(program: str) -> list[str]:
+@functools.cache
+def _libraries(program: str) -> tuple[str, ...]:
     """Return path, size and time of what a program is linked with, where ``ldd`` tells."""
     if (ldd := shutil.which("ldd")) is None:
-        return []
+        return ()
     told = subprocess.run([ldd, program], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout
     paths = sorted(path.resolve() for word in told.split() if (path := Path(word)).is_absolute() and path.is_file())
-    return [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
+    return tuple(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
 
 
-def _run(command: str, files: dict[str, Path], made: str, under: Sequence[str]) -> None:
+def _run(command: str, files: dict[str, Path], made: str, launcher: Sequence[str]) -> None:
     # Split first, so that no name of a file is ever read as shell syntax or as two words.
-    words = [*under, *(_filled(word, files) for word in shlex.split(command))]
+    words = [*launcher, *(_filled(word, files) for word in shlex.split(command))]
     try:
         done = subprocess.run(words, capture_output=True, timeout=TIMEOUT, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:

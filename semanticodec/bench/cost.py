@@ -24,7 +24,7 @@ from .commands import Command
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one codec on one clip, on one thread.
+    """Of one codec on one thread, on one clip: in a survey the longest that it coded.
 
     Args:
         peak_memory_mb: most resident memory of the process that codes, Python and libraries with it for networks;
@@ -93,7 +93,10 @@ def _peak_memory() -> int:
 
 
 def _first_block(codec: Semanticodec, clip: Clip) -> float | None:
-    """Push 10 ms at a time until sound comes out; return the sound that it took, and the work of the last push."""
+    """Push 10 ms at a time until sound comes out; return the sound that it took, and the work of the last push.
+
+    None if the clip is over before.
+    """
     from ..streaming import StreamDecoder, StreamEncoder
 
     model, options = loaded(codec)

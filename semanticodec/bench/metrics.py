@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..audio import resample
-from ..compiled import import_librosa
+from ..compiled import import_librosa, own_cache
 from ..config import SAMPLE_RATE
 from ..demo import mel_l1
 from .align import Samples
@@ -339,6 +339,7 @@ def _speakers() -> Any:
 
 @functools.cache
 def _visqol(mode: str) -> Any:
+    own_cache()
     import visqol as module
 
     logging.getLogger("visqol").setLevel(logging.ERROR)  # it reports every clip

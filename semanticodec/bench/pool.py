@@ -51,22 +51,22 @@ class workers:
         self, function: Callable[..., Any], jobs: Sequence[J], stage: str, advance: Advance
     ) -> Iterator[tuple[J, Any]]:
         results: Iterable[Any]
-        if self._pool is None:
-            results = (function(*job) for job in jobs)
-        else:
-            results = self._pool.map(function, *zip(*jobs, strict=True)) if jobs else ()
         done = 0
         try:
+            if self._pool is None:
+                results = (function(*job) for job in jobs)
+            else:
+                results = self._pool.map(function, *zip(*jobs, strict=True)) if jobs else ()
             for done, (job, result) in enumerate(zip(jobs, results, strict=True), 1):
                 advance(stage, _label(job), done, len(jobs))
                 yield job, result
         except BrokenProcessPool as error:
             raise SemantiCodecError(
-                f"a process died while {stage}, of {_label(jobs[done])!r} or of one soon after it; what is done is "
+                f"a process died while {stage} {_label(jobs[done])!r} or what comes soon after it; what is done is "
                 "kept, and one process (-j 1) shows which it is"
             ) from error
 
 
 def _label(job: tuple[Any, ...]) -> str:
-    """Name a job after the codec and the clip in it."""
+    """Name a job after what in it has a name: a codec, a clip."""
     return " ".join(part.name for part in job if isinstance(getattr(part, "name", None), str))

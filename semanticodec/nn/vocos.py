@@ -25,8 +25,7 @@ class Memory(NamedTuple):
     Args:
         context: the last ``kernel - 1`` columns of what each convolution read, one under the other,
             ``[B, bins + layers * dim, kernel - 1]``.
-        magnitude: of the last rows, ``[B, anchor + overhang, K]``: those that lead the phases, then those whose frames
-            begin before the first sample that is not final.
+        magnitude: of ``anchor`` rows before the first that is not final and ``overhang`` from it, ``[B, rows, K]``.
         wave: the samples ``[B, S]`` from the first of these rows' frames to the last final one.
     """
 
@@ -75,8 +74,8 @@ class Vocos(nn.Module):
         self.hop = mel.hop
         if config.kernel < 2 or sum(config.right) >= config.kernel:
             raise ConfigError(
-                f"a vocoder with kernels of {config.kernel} rows that looks {config.right} rows ahead was asked for; "
-                "together they may look ahead by less than one kernel"
+                f"kernels have at least 2 rows, and together look ahead by fewer rows than one has; seen are kernels "
+                f"of {config.kernel} rows that look {sum(config.right)} ahead"
             )
         self.embed = nn.Conv1d(mel.bins, config.dim, config.kernel)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
@@ -107,13 +106,16 @@ class Vocos(nn.Module):
 
     @property
     def overhang(self) -> int:
-        """Rows after a row whose frames still begin within its own samples."""
+        """Rows after a row whose frames reach into its own samples."""
         return math.ceil(self.margin / self.hop)
 
     @property
     def anchor(self) -> int:
-        """Rows of known samples that lead the phases of those after them."""
-        return math.ceil(self.config.n_fft / self.hop)
+        """Rows before the first that is not final: the last wholly known one, which leads the phases, and what follows.
+
+        The frames of these reach into samples that are not final.
+        """
+        return math.ceil((self.config.n_fft - self.margin) / self.hop)
 
     def _embed(self, x: Tensor) -> Tensor:
         embedded: Tensor = self.norm(self.embed(x).transpose(1, 2)).transpose(1, 2)
@@ -121,7 +123,8 @@ class Vocos(nn.Module):
 
     def _head(self, x: Tensor, mel: Tensor) -> Tensor:
         correction: Tensor = self.head(self.final_norm(x.transpose(1, 2))).float()
-        smooth = (mel.float().mT.exp() @ self.basis.float()).clamp_min(FLOOR).log()
+        with torch.autocast(mel.device.type, enabled=False):
+            smooth = (mel.float().mT.exp() @ self.basis.float()).clamp_min(FLOOR).log()
         return (smooth + correction).clamp_max(8.0)
 
     def magnitude(self, mel: Tensor) -> Tensor:
@@ -163,6 +166,7 @@ class Vocos(nn.Module):
         silence = torch.zeros(len(mel), self.margin, device=mel.device)
         return self._invert(self.magnitude(mel).exp(), silence)[:, self.margin :][:, : mel.shape[2] * self.hop]
 
+    @torch.no_grad()
     def begin(self, batch: int, level: float) -> Memory:
         """Return the memory after endless silence.
 
@@ -198,7 +202,10 @@ class Vocos(nn.Module):
         new, context = self.next_magnitude(mel, memory.context)
         magnitude, known = torch.cat([memory.magnitude, new.exp()], 1), memory.wave.shape[1]
         wave = self._invert(magnitude, memory.wave)[:, : known + mel.shape[2] * self.hop]
-        return wave[:, known:], Memory(context, magnitude[:, -memory.magnitude.shape[1] :], wave[:, -known:])
+        # copies, so that a memory holds no more than it is
+        parts = magnitude[:, -memory.magnitude.shape[1] :], wave[:, -known:]
+        kept = (part.clone(memory_format=torch.contiguous_format) for part in parts)
+        return wave[:, known:], Memory(context, *kept)
 
     def _invert(self, magnitude: Tensor, known: Tensor) -> Tensor:
         """Find a signal ``[B, (L - 1) * hop + n_fft]`` that begins with ``known`` and has magnitudes ``[B, L, K]``."""
