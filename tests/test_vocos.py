@@ -42,16 +42,15 @@ def given_magnitudes(module: Vocos, wave: Tensor) -> Tensor:
 def test_official_numbers_of_mini() -> None:
     vocos = preset("mini-100").decoder.latent.vocoder
     assert isinstance(vocos, VocosConfig)
-    with torch.device("meta"):
-        module = Vocos(vocos)
-        memory = module.begin(1, -11.5)
+    module = Vocos(vocos)
+    memory = module.begin(1, -11.5)
     assert (module.margin, module.overhang, module.anchor, module.lookahead) == (432, 3, 4, 6)
     assert [tuple(part.shape) for part in memory] == [(1, 64 + 6 * 256, 6), (1, 4 + 3, 513), (1, 432 + 4 * 160)]
 
 
 @pytest.mark.parametrize("wrong", [{"kernel": 1, "right": (0,) * 7}, {"right": (1,) * 7}])
 def test_no_context_or_more_than_one_kernel_of_future_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="less than one kernel"):
+    with pytest.raises(ConfigError, match="kernels have at least 2 rows"):
         Vocos(replace(NARROW, **wrong))
 
 
