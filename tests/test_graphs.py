@@ -118,7 +118,7 @@ def test_cuda_graphs_need_a_gpu() -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_bfloat16_stays_near_float32(flavour: str, autocast: bool) -> None:
-    """Every network with weights in bfloat16, 8 bits of precision, or under ``torch.autocast``, against float32."""
+    """U-Net and autoencoder with weights in bfloat16, 8 bits of precision, or under ``torch.autocast``, and float32."""
     exact, rough = codec(flavour, 100), copied(flavour)
     if not autocast:
         rough.model.to(torch.bfloat16)
