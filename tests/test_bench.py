@@ -708,7 +708,7 @@ def test_costs_are_of_the_codec_alone(audio: Path):
     assert 1 < found.gflop_per_second < 500
     assert 100 < found.peak_memory_mb < 4000
     assert found.first_block_ms is not None
-    assert found.first_block_ms > 395
+    assert found.first_block_ms > 335  # a block and the filter bank, and the work
 
 
 def test_items_come_from_a_run(ran: tuple[Plan, Results]):
