@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -190,7 +191,8 @@ def mini() -> str:
         factor = both if name == DEFAULT_PRESET else ""
         quality = [cell(results, name, "stoi", "speech")]
         quality += [cell(results, name, "mel_l1", kind) for kind in ("speech", "music", "sound")]
-        net = f"{float(preset.bitrate) / 1000:g}"
+        bits = results.mean(name, "kbps_net")
+        net = "" if bits is None else f"{bits.mean:.2f}"
         lines.append((name, str(preset.token_rate), net, f"{1000 * about['delay']:.0f} ms", factor, *quality))
     heads = ("preset", "tokens/s", "net kbit/s", "delay", "real-time factor", "speech STOI", "log-mel L1: speech")
     clips = len(results.clips)
@@ -259,6 +261,7 @@ def ratios() -> str:
     """Speed: the parts of the official decoder beside the published code, the solver's curve, mini, whole processes."""
     found = json.loads((RESULTS / "ratios.json").read_text())
     rows, times = found["official"]["rows"], found["official"]["times_published"]
+    native = found["native"]["rows"]
     names = {
         "guided step": "guided step (both branches in one batch)",
         "VAE decoder": "autoencoder",
@@ -267,10 +270,14 @@ def ratios() -> str:
     }
     lines = [
         (name, f"{rows[part]['gflop']:.0f}", f"{rows[part]['timing']['cpu']:.2f}", f"{rows[part]['share_cpu']:.2f}",
-         *map(str, PUBLISHED_CPU[part]), f"{times[part]:.2f}")
+         *map(str, PUBLISHED_CPU[part]), f"{times[part]:.2f}", f"{native[part]['timing']['cpu']:.2f}")
         for part, name in names.items()
     ]  # fmt: skip
-    step, window = (rows[part]["timing"]["cpu"] for part in ("guided step", "window"))
+
+    def fewer(rows: dict[str, Any], steps: int) -> str:
+        step, window = (rows[part]["timing"]["cpu"] for part in ("guided step", "window"))
+        return f"{window - (STEPS - steps) * step:.1f}"
+
     default = next(int(name.split()[1]) for name in times if name.startswith("default"))
     solver, encode = found["solver"], found["encode"]
     near = solver["as_near_as_ddim_50"]
@@ -278,14 +285,14 @@ def ratios() -> str:
     for name, steps, ratio in (
         (f"window, default: DPM-Solver++(2M), {default} steps", default, times[f"default, {default} steps"]),
         (f"window, {near} steps: as near to the {solver['reference']}-step solution as DDIM-{STEPS}", near,
-         solver["times_published"]),
+         solver.get("times_published", math.nan)),
     ):  # fmt: skip
-        lines.append((name, "", f"{window - (STEPS - steps) * step:.1f}", "", whole, "", f"{ratio:.2f}"))
+        lines.append((name, "", fewer(rows, steps), "", whole, "", f"{ratio:.2f}", fewer(native, steps)))
     row = encode["row"]
-    name = "encoding of exactly one window; ratio to two of ours: the original encodes two, its time is not known"
-    lines.append((name, f"{row['gflop']:.0f}", f"{row['timing']['cpu']:.2f}", f"{row['share_cpu']:.2f}", "", "",
-                  RANGE.format(**encode["times_published"], digits=2)))  # fmt: skip
-    heads = ["part", "GFLOP", "CPU s", "share of SGEMM", "published CPU s", "share", "ratio"]
+    name = "encoding of exactly one window; ratio to the published two windows, same networks"
+    ratio = RANGE.format(**encode["times_published_windows"], digits=2)
+    lines.append((name, f"{row['gflop']:.0f}", "", "", "", "", ratio, f"{row['timing']['cpu']:.2f}"))
+    heads = ["part", "GFLOP", "CPU s", "share of SGEMM", "published CPU s", "share", "ratio", "CPU s, all instructions"]
     curves = "; ".join(
         f"{label} " + ", ".join(f"{distance:.3f} ({n})" for n, distance in solver["distances"][sampler].items())
         for sampler, label in (("dpmpp_2m", "DPM-Solver++(2M)"), ("ddim", "DDIM"))
@@ -302,7 +309,7 @@ def ratios() -> str:
         for name, about in found.get("compiled", {}).items()
     )
     where: dict[tuple[str, int], list[str]] = {}
-    for part in ("official", "encode", "solver", "mini", "start", "compiled"):
+    for part in ("official", "native", "encode", "solver", "mini", "start", "compiled"):
         if f"{part}_machine" in found:
             about = found[f"{part}_machine"]
             where.setdefault((about["commit"][:7], about["threads"]), []).append(part)

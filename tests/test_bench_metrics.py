@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from semanticodec.audio import load, resample
-from semanticodec.bench.align import align, bandwidth, common_delay, find_delay, loudness
+from semanticodec.bench.align import Delay, align, bandwidth, chosen, delays_of, find_delay, loudness
 from semanticodec.bench.clips import Clip, find, thin
 from semanticodec.bench.codecs import gross_bits
 from semanticodec.bench.commands import adts_payload, ogg_packets
@@ -142,12 +142,12 @@ def test_silence_may_decode_to_anything(name: str, voice: np.ndarray):
 
 @pytest.mark.parametrize("late", [4800, 6320, 15_000])
 def test_long_delays_are_found(late: int, voice: np.ndarray):
-    assert find_delay(voice, np.pad(voice, (late, 0))) == late
+    assert find_delay(voice, np.pad(voice, (late, 0))) == Delay(late)
 
 
 def test_a_delay_beyond_the_search_is_not_made_up(voice: np.ndarray):
     tone = np.sin(np.arange(len(voice)) / 1e4)  # its correlation still rises at the edge
-    assert find_delay(tone, np.pad(tone, (20_000, 0))) != SAMPLE_RATE
+    assert find_delay(tone, np.pad(tone, (20_000, 0))) != Delay(SAMPLE_RATE)
     assert find_delay(voice[:100], voice[:100]) is None
 
 
@@ -156,8 +156,8 @@ def test_a_delay_beyond_the_search_is_not_made_up(voice: np.ndarray):
 def test_delay_and_level_are_not_punished(late: int, gain: float, voice: np.ndarray):
     decoded = (np.pad(voice, (late, 0)) if late >= 0 else voice[-late:]) * 10 ** (gain / 20)
     delay = find_delay(voice, decoded)
-    assert delay == late
-    aligned = align(voice, decoded, delay=delay)
+    assert delay == Delay(late)
+    aligned = align(voice, decoded, delay=delay.samples)
     assert aligned.gain == pytest.approx(-gain, abs=0.3)
     inner = slice(500, -1000)
     assert np.abs(aligned.wave - voice)[inner].max() < 0.04 * np.abs(voice).max()
@@ -182,15 +182,26 @@ def test_a_vocoder_with_phases_of_its_own_is_aligned(voice: np.ndarray):
     made_up = torch.istft(turned, 1024, 256, window=torch.hann_window(1024, dtype=torch.float64), length=len(voice))
     delay = find_delay(voice, np.pad(made_up.numpy(), (800, 0)))
     assert delay is not None
-    assert abs(delay - 800) <= 160  # 10 ms: the frames that lost their phase are 64 ms long
-    assert find_delay(voice, np.pad(made_up.numpy(), (48, 0))) == 0  # what is within the estimate's noise is none
+    assert not delay.exact
+    assert abs(delay.samples - 800) <= 160  # 10 ms: the frames that lost their phase are 64 ms long
+    assert find_delay(voice, np.pad(made_up.numpy(), (48, 0))) == Delay(0, exact=False)  # within its noise
 
 
 def test_a_codec_has_one_delay(voice: np.ndarray):
-    assert common_delay([320, None, 321, 320, -2000]) == 320
-    assert common_delay([None]) is None
+    heard = [Delay(n, exact=False) for n in (320, 304, 368, -2000, 336)]
+    assert delays_of([*heard, None, Delay(400)]) == [320]
+    assert chosen([320], Delay(7)) == chosen([320], heard[3]) == chosen([320], None) == 320
+    assert delays_of([None]) == []
+    assert chosen([], None) == chosen([], Delay(7)) == 0
     noise = np.random.default_rng(1).standard_normal(len(voice))
     assert find_delay(voice, noise) is None
+
+
+def test_a_program_that_cuts_some_files_has_two_delays():
+    told = [*map(Delay, (160, 159, 0, 160, -4, 156, 480)), Delay(64, exact=False), None]
+    delays = delays_of(told)
+    assert delays == [159, -4]  # and not between them; 480 is told by one clip alone
+    assert [chosen(delays, one) for one in told] == [159, 159, -4, 159, -4, 159, 159, 159, 159]
 
 
 def test_loudness_is_that_of_the_standard():

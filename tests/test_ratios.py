@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -63,16 +64,37 @@ def test_compiled_networks_are_compared(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_parts_of_a_decoder(sgemm: Sgemm) -> None:
-    result = ratios.measure_official(SMALL, sgemm)
-    assert set(result["times_published"]) == {"guided step", "VAE decoder", "vocoder", "window", "default, 3 steps"}
-    assert result["times_published"]["default, 3 steps"] > result["times_published"]["window"]
+    result = ratios.measure_parts(SMALL, sgemm)
+    assert set(result["rows"]) == {"contexts", "guided step", "VAE decoder", "vocoder", "window"}
     assert all(0 < share <= 1 for ops in result["hot"].values() for _, share in ops)
 
 
+def test_the_published_decoder_is_the_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ratios, "Sgemm", lambda: Sgemm(64))
+    result = ratios.measure_official(SMALL, torch.get_num_threads())
+    times, peak = result["times_published"], result["machine"]["sgemm_gflops_per_cpu_second"]
+    assert set(times) == {"guided step", "VAE decoder", "vocoder", "window", "default, 3 steps"}
+    assert times["default, 3 steps"] > times["window"]
+    assert times["vocoder"] == ratios.against_published("vocoder", result["rows"]["vocoder"]["timing"]["cpu"], peak)
+
+
+def test_what_is_compared_is_held_to_the_same_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEPT", "1")
+    assert ratios.held_to_avx2(os.getenv, "ONEDNN_MAX_CPU_ISA") == "AVX2"
+    most = torch.backends.cpu.get_cpu_capability()
+    assert ratios.held_to_avx2(torch.backends.cpu.get_cpu_capability) == ("AVX2" if most == "AVX512" else most)
+    assert not ratios.AVX2.keys() & os.environ.keys()
+    assert os.environ["KEPT"] == "1"
+
+
 def test_encoding_one_window_instead_of_two(sgemm: Sgemm) -> None:
-    result = ratios.measure_encode(CONFIG, sgemm)
+    mae = dataclasses.replace(CONFIG.encoder.mae, columns=64)  # the published windows
+    result = ratios.measure_encode(
+        dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, mae=mae)), sgemm
+    )
     assert result["row"]["gflop"] > 0
-    assert 0 < result["times_published"]["low"] <= result["times_published"]["median"]
+    assert result["row"]["gflop"] > 0
+    assert 1 < result["times_published_windows"]["median"] < 4
 
 
 def test_scaling_counts_streams(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +107,16 @@ def test_scaling_counts_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == list(itertools.product((1, 2), ("plain", "recorded"), ("encode", "decode")))
     assert all(row["streams"] == pytest.approx(1 / row["factor"]) for row in rows)
     assert all(row["share"] > 0 for row in rows)
+
+
+def test_times_of_another_run_are_not_compared_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ratios, "RESULTS", tmp_path)
+    monkeypatch.setattr(ratios, "Sgemm", lambda: Sgemm(64))
+    monkeypatch.setattr(ratios, "curve", lambda _: {"dpmpp_2m": {8: 0.1}, "ddim": {50: 0.2}})
+    about = {"official": {"rows": {}}, "official_machine": {"sgemm_gflops_per_cpu_second": 1}}
+    (tmp_path / "ratios.json").write_text(json.dumps(about))
+    ratios.main(["--only", "solver", "--write", "--threads", str(torch.get_num_threads())])
+    assert "times_published" not in json.loads((tmp_path / "ratios.json").read_text())["solver"]
 
 
 def test_parts_not_measured_now_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

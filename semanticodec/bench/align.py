@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,10 @@ HOP, WINDOW = 16, 320
 """Samples between and under the points of the loudness envelope."""
 NONE = WINDOW // 4
 """Samples up to which a lag of loudness envelopes is their noise, and no delay."""
+NEAR = 8
+"""Samples within which the waveforms of two clips tell the same delay: what a codec loses moves the peak a little."""
+SHARED = 0.1
+"""Share of the clips whose waveforms tell a delay that has to have one for it to be more than chance."""
 LIMIT = 20.0
 """Largest gain in dB."""
 BAND = 250
@@ -59,31 +64,72 @@ def align(original: Samples, decoded: Samples, *, delay: int = 0, level: bool = 
     return Aligned(shifted * 10 ** (gain / 20), gain)
 
 
-def common_delay(estimates: Iterable[int | None]) -> int | None:
-    """Return the delay of a codec in samples from estimates on several clips: it has one, whatever it codes.
+@dataclass(frozen=True)
+class Delay:
+    """By how many samples a decode is late, and whether the waveforms themselves say so, to the sample."""
 
-    None where no clip tells.
+    samples: int
+    exact: bool = True
+
+
+def delays_of(estimates: Iterable[Delay | None]) -> list[int]:
+    """Return the delays that a codec has, the most common one first; nothing if no clip tells.
+
+    A codec has one delay, whatever it codes; but some programs cut their look-ahead off the beginning of some files and
+    not of others (speexdec).  Where most waveforms correlate these are told apart, and what a clip alone tells is none:
+    the best lag of a tone may be its next period.  Otherwise there is one, the median.
+
+    Args:
+        estimates: of several clips, None where it cannot be told.
     """
-    sure = [estimate for estimate in estimates if estimate is not None]
-    return int(np.median(sure)) if sure else None
+    known = [estimate for estimate in estimates if estimate]
+    exact = [estimate.samples for estimate in known if estimate.exact]
+    if 2 * len(exact) <= len(known):
+        return [statistics.median_low(estimate.samples for estimate in known)] if known else []
+    left, found = exact, list[int]()
+    while left:
+        alike = max(([other for other in left if abs(other - delay) <= NEAR] for delay in left), key=len)
+        if found and len(alike) < max(2, SHARED * len(exact)):
+            break
+        found.append(statistics.median_low(alike))
+        left = [delay for delay in left if delay not in alike]
+    return found
 
 
-def find_delay(original: Samples, decoded: Samples) -> int | None:
-    """Return how many samples a decode is late, or None if that cannot be told.
+def chosen(delays: Sequence[int], estimate: Delay | None) -> int:
+    """Return which of a codec's delays a clip has: the one that its own waveform tells, else the most common.
+
+    Args:
+        delays: as :func:`delays_of` returns them.
+        estimate: of the clip.
+    """
+    if estimate and estimate.exact:
+        own = [delay for delay in delays if abs(delay - estimate.samples) <= 2 * NEAR]
+        if own:
+            return min(own, key=lambda delay: abs(delay - estimate.samples))
+    return delays[0] if delays else 0
+
+
+def find_delay(original: Samples, decoded: Samples) -> Delay | None:
+    """Return how late a decode is, or None if that cannot be told.
 
     Where the waveforms correlate it is their best lag; where they do not (vocoders make up their own phase), that of
     the loudness envelopes, in steps of 1 ms, of which 5 are nothing.  A lag at the edge of what is looked for is none:
     the best one may lie beyond.
+
+    Args:
+        original: ``[S]`` at 16 kHz.
+        decoded: ``[S']`` at 16 kHz.
     """
     if min(len(original), len(decoded)) < WINDOW:
         return None
     lag, best = _lag(original, decoded, SEARCH)
     if best >= SURE:
-        return lag
+        return Delay(lag)
     lag, best = _lag(_envelope(original), _envelope(decoded), SEARCH // HOP)
     if best < SURE:
         return None
-    return lag * HOP if abs(lag * HOP) > NONE else 0
+    return Delay(lag * HOP if abs(lag * HOP) > NONE else 0, exact=False)
 
 
 def loudness(wave: Samples) -> float:

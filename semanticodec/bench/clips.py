@@ -94,7 +94,16 @@ def origin(clip: Clip) -> dict[str, str]:
 
 
 def read(path: Path) -> Wave:
-    """Read a sound file as 16 kHz mono, float32 ``[S]``."""
+    """Read a sound file as 16 kHz mono, float32 ``[S]``.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        AudioError: there is no such file, or it holds no sound.
+    """
+    if not path.is_file():
+        raise AudioError(f"there is no file {path}")
     wave, rate = load(path)
     result: Wave = resample(mono(wave[None]), rate, SAMPLE_RATE)[0].numpy()
     return result

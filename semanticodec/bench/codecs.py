@@ -223,6 +223,13 @@ def _code() -> str:
 
 
 @functools.cache
+def sources(*names: str) -> str:
+    """Return a digest of modules of this package, by their paths without endings: what they compute depends on it."""
+    root = Path(__file__).parent.parent
+    return _content(tuple(root / f"{name}.py" for name in names))
+
+
+@functools.cache
 def _content(files: tuple[Path, ...]) -> str:
     if not files:
         raise CheckpointError("there are no files to take a fingerprint of")

@@ -37,6 +37,7 @@ def codec_superb(results: Results, system: str) -> dict[str, Any]:
     ``scripts/update_leaderboard.py`` and ``web/src/results/data.js`` (bps in kbit/s, tps, ``speech_pesq`` ...).
     """
     scores: dict[str, dict[str, float]] = {}
+    # There is no PESQ of sounds here, which Codec-SUPERB has; its overall PESQ is of speech and music.
     for kind, name in [*SUPERB_KINDS.items(), (None, "overall")]:
         found = {theirs: results.mean(system, ours, kind) for theirs, ours in SUPERB.items()}
         if any(found.values()):
@@ -67,6 +68,10 @@ def versa(results: Results, system: str) -> list[dict[str, Any]]:
 
 def write_leaderboards(results: Results, folder: Path) -> tuple[list[Path], list[str]]:
     """Write ``codec-superb/SYSTEM.json``, its row, and ``versa/SYSTEM.jsonl`` for every system that was measured.
+
+    Args:
+        results: of a run.
+        folder: to write to.
 
     Returns:
         the files, and the systems that were left out since there is nothing to rank them by.

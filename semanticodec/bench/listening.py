@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,35 +107,48 @@ def export(
         anchors = {name: low_pass(item.original, cutoff) for name, cutoff in ANCHORS.items()}
         conditions = list((anchors | dict(item.decodes)).items())
         draw.shuffle(conditions)
-        stimuli, meaning = {}, {}
-        waves = {REFERENCE: item.original} | {f"s{names.pop()}": wave for _, wave in conditions}
-        prepared = {name: _prepared(wave, item.original) for name, wave in waves.items()}
-        # One factor for all, so that a peak in one of them leaves the others as loud as it.
-        loudest = max(1.0, *(float(np.abs(wave).max()) / 0.99 for wave in prepared.values()))
-        for name, condition in zip(prepared, (REFERENCE, *(c for c, _ in conditions)), strict=True):
-            path = folder / "stimuli" / trial / f"{name}.wav"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save(path, torch.from_numpy(prepared[name] / loudest), RATE)
-            if condition != REFERENCE:
-                stimuli[name] = f"configs/{test}/stimuli/{trial}/{name}.wav"
-                meaning[name] = condition
+        meaning = {f"s{names.pop()}": name for name, _ in conditions}
+        _write_stimuli(folder / "stimuli" / trial, item, dict(zip(meaning, (w for _, w in conditions), strict=True)))
         meanings["trials"][trial] = {"clip": item.name, "stimuli": meaning}
-        pages.append(
-            {
-                "type": "mushra",
-                "id": trial,
-                "name": f"Recording {number} of {len(order)}",
-                "content": "How good is each signal beside the reference?  One of them is the reference itself.",
-                "showWaveform": True,
-                "enableLooping": True,
-                "reference": f"configs/{test}/stimuli/{trial}/{REFERENCE}.wav",
-                "createAnchor35": False,
-                "createAnchor70": False,
-                "randomize": True,
-                "showConditionNames": False,
-                "stimuli": stimuli,
-            }
-        )
+        place = f"configs/{test}/stimuli/{trial}"
+        pages.append(_page(trial, f"Recording {number} of {len(order)}", place, meaning))
+    # JSON is YAML
+    (folder / "config.yaml").write_text(json.dumps(_config(test, title, pages), indent=1) + "\n")
+    secret.parent.mkdir(parents=True, exist_ok=True)
+    secret.write_text(json.dumps(meanings, indent=1) + "\n")
+    return secret
+
+
+def _write_stimuli(folder: Path, item: Item, waves: Mapping[str, Samples]) -> None:
+    """Write the reference and what is compared with it, by their names."""
+    prepared = {name: _prepared(wave, item.original) for name, wave in ({REFERENCE: item.original} | waves).items()}
+    # One factor for all, so that a peak in one of them leaves the others as loud as it.
+    loudest = max(1.0, *(float(np.abs(wave).max()) / 0.99 for wave in prepared.values()))
+    folder.mkdir(parents=True)
+    for name, wave in prepared.items():
+        save(folder / f"{name}.wav", torch.from_numpy(wave / loudest), RATE)
+
+
+def _page(trial: str, title: str, place: str, names: Iterable[str]) -> dict[str, Any]:
+    """Return the page of a trial whose stimuli lie in ``place``."""
+    return {
+        "type": "mushra",
+        "id": trial,
+        "name": title,
+        "content": "How good is each signal beside the reference?  One of them is the reference itself.",
+        "showWaveform": True,
+        "enableLooping": True,
+        "reference": f"{place}/{REFERENCE}.wav",
+        "createAnchor35": False,
+        "createAnchor70": False,
+        "randomize": True,
+        "showConditionNames": False,
+        "stimuli": {name: f"{place}/{name}.wav" for name in names},
+    }
+
+
+def _config(test: str, title: str, pages: Sequence[Any]) -> dict[str, Any]:
+    """Return webMUSHRA's configuration: the trials between a greeting and a form for the listener's name."""
     welcome = {
         "type": "generic",
         "id": "welcome",
@@ -150,7 +163,7 @@ def export(
         "writeResults": True,
         "questionnaire": [{"type": "text", "label": "Your initials", "name": "listener"}],
     }
-    config = {
+    return {
         "testname": title,
         "testId": test,
         "bufferSize": 2048,
@@ -159,11 +172,6 @@ def export(
         "remoteService": "service/write.php",
         "pages": [welcome, *pages, finish],
     }
-    # JSON is YAML
-    (folder / "config.yaml").write_text(json.dumps(config, indent=1) + "\n")
-    secret.parent.mkdir(parents=True, exist_ok=True)
-    secret.write_text(json.dumps(meanings, indent=1) + "\n")
-    return secret
 
 
 def _prepared(wave: Samples, original: Samples) -> NDArray[np.float32]:
@@ -244,8 +252,11 @@ def _read(answers: Path, key: Path, listener: str) -> Ratings:
         trials = {trial: facts["stimuli"] for trial, facts in json.loads(key.read_text())["trials"].items()}
     except (ValueError, TypeError, LookupError) as error:
         raise ConfigError(f"{key} is no key of `semanticodec bench listen`: {error}") from error
-    with answers.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with answers.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{answers} is no CSV file in UTF-8: {error}") from error
     needed = {listener, "trial_id", "rating_stimulus", "rating_score"}
     if not rows or not needed <= rows[0].keys():
         raise ConfigError(

@@ -33,7 +33,7 @@ from .machine import machine
 from .outages import FRAMES, Interrupted
 from .pool import Advance, Each, workers
 from .results import ALL, Results
-from .run import Entry, calibrate, code, described, hashed, readable, score, score_key
+from .run import Delays, Entry, calibrate, code, described, hashed, readable, score, score_key
 from .statistics import INTERVALS, METHOD, Comparison, Interval, paired
 
 RATES = (0.01, 0.03, 0.05, 0.1, 0.2)
@@ -239,7 +239,7 @@ def measure(
     measured = conditions(link.others)
     values: dict[str, dict[str, dict[str, list[float]]]] = {each.name: {} for each in measured}
     with workers(jobs) as each:
-        delays = {name: _delay(link, name, clips, cache, each, advance) for name in (METHODS[0], *link.others)}
+        delays = {name: _delays(link, name, clips, cache, each, advance) for name in (METHODS[0], *link.others)}
         work = [(clip, link, cache, delays) for clip in clips]
         for (clip, *_), (found, wrong) in each(_measure, work, "losing", advance):
             failed |= wrong
@@ -293,18 +293,18 @@ class Link:
         return Lossy(self.codec, method, lost) if any(lost) else self.codec
 
 
-def _delay(link: Link, method: str, clips: Sequence[Clip], cache: Path, each: Each, advance: Advance) -> int:
+def _delays(link: Link, method: str, clips: Sequence[Clip], cache: Path, each: Each, advance: Advance) -> Delays:
     """Find a codec's delay where nothing is lost."""
     coded = []
     for clip in clips:
         adapter = link.adapter(method, (False,) * -(-len(clip.wave) // link.block))
         coded.append((adapter, clip, Entry.of(cache, hashed(adapter), clip.digest)))
     done = each(_code, coded, "coding", advance)
-    return calibrate([(clip, entry) for (_, clip, entry), wrong in done if not wrong], each, advance) or 0
+    return calibrate([(clip, entry) for (_, clip, entry), wrong in done if not wrong], each, advance)
 
 
 def _measure(
-    clip: Clip, link: Link, cache: Path, delays: Mapping[str, int]
+    clip: Clip, link: Link, cache: Path, delays: Mapping[str, Delays]
 ) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:
     """Do one clip; return system -> measure -> [value, weight], and "system on clip" -> what went wrong."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -317,7 +317,7 @@ def _measure(
             continue
         lost = lost_of(clip.digest, blocks, condition, link.codec.seed)
         adapter = link.adapter(condition.method, lost)
-        delay = delays.get(condition.method, delays[METHODS[0]])
+        delay = delays.get(condition.method, delays[METHODS[0]]).of(clip)
         entry = Entry.of(cache, hashed(adapter), clip.digest)
         wrong = _code(adapter, clip, entry)
         if wrong:

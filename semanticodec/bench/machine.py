@@ -30,6 +30,7 @@ def machine() -> dict[str, str | int | bool]:
         "cpu": next(models, platform.processor() or platform.machine()),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "semanticodec": importlib.metadata.version("semanticodec"),
         "commit": (checkout and git("rev-parse", "--verify", "HEAD")) or "unknown",

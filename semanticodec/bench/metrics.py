@@ -117,7 +117,7 @@ class Metric:
     @property
     def made_by(self) -> str:
         """Its version, and those of the packages: values of other versions are not used again."""
-        return "+".join((str(self.version), *map(_release, self.needs)))
+        return "+".join((str(self.version), *map(release, self.needs)))
 
     def value(self, original: Sound, decoded: Sound) -> Value | None:
         """Measure; None where the metric is undefined."""
@@ -293,7 +293,7 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 @functools.cache
-def _release(module: str) -> str:
+def release(module: str) -> str:
     """Return name and version of the package that a module is of; the name alone where it is not installed."""
     return "-".join((module, *map(importlib.metadata.version, _distributions().get(module, ())[:1])))
 

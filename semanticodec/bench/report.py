@@ -60,13 +60,13 @@ def hang(results: Results, clips: Iterable[Clip], cache: Path, folder: Path, eac
         clips: of the same run.
         cache: of the same run.
         folder: gets ``gallery/CLIP/SYSTEM.flac``.
-        each: clips of each kind, the first that last long enough.
+        each: clips of each kind, the first that last long enough, or if none does the first.
     """
     gallery = emptied(folder / "gallery")  # of an earlier run
     clips = [clip for clip in clips if clip.name in results.clips]  # the others could not be read
     for kind in results.kinds:
-        long = [clip for clip in clips if clip.kind == kind and clip.seconds >= SECONDS]
-        for clip in long[:each]:
+        those = [clip for clip in clips if clip.kind == kind]
+        for clip in ([clip for clip in those if clip.seconds >= SECONDS] or those)[:each]:
             target = gallery / _shelf(clip.name, kind)
             target.mkdir()
             original = clip.wave.astype(np.float64)
@@ -75,7 +75,7 @@ def hang(results: Results, clips: Iterable[Clip], cache: Path, folder: Path, eac
                 if "fingerprint" in system and clip.name in results.scores(name, "kbps_net"):
                     decoded = Entry.of(cache, system["fingerprint"], clip.digest).decoded()
                     level = bool(results.settings["compensate"])
-                    pieces[name] = align(original, decoded, delay=system["delay_samples"] or 0, level=level).wave
+                    pieces[name] = align(original, decoded, delay=results.late(name, clip.name), level=level).wave
             for name, wave in pieces.items():
                 piece = wave[: SECONDS * SAMPLE_RATE]
                 save(target / f"{name}.flac", torch.from_numpy(piece), SAMPLE_RATE)

@@ -18,7 +18,8 @@ BITS = {"kbps_net": "net", "kbps_entropy": "entropy-coded", "kbps_file": "contai
 """Measures of bits in kbit/s, weighted by the clip's length, and what the report calls them.
 
 Beside these and the metrics there are encode_cpu, decode_cpu, encode_wall and decode_wall (seconds per second of sound,
-weighted likewise), gain (dB that a decode was raised) and band (Hz up to which it has what its original has).
+weighted likewise), late (samples of delay that were undone), gain (dB that a decode was raised) and band (Hz up to
+which it has what its original has).
 """
 ALL = "all"
 """What all kinds of sound together are called."""
@@ -33,7 +34,8 @@ class Results:
         machine: where, and from which commit.
         settings: what the values depend on beside systems and clips.
         clips: name -> kind, seconds, digest, group (of results before groups were kept: none, each is its own).
-        systems: name -> family, what, rate, delay and further facts; ``delay_samples`` is None where it was not found.
+        systems: name -> family, what, rate, delay and further facts; ``delay_samples`` is the usual one, None
+            where it was not found.
         values: system -> measure -> clip -> [value, weight].
         skipped: system or metric -> why it was left out.
         failed: "system on clip", or "system on clip: metric" -> what went wrong.
@@ -66,6 +68,11 @@ class Results:
             for clip, (value, weight) in found.items()
             if kind is None or self.clips[clip]["kind"] == kind
         }
+
+    def late(self, system: str, clip: str) -> int:
+        """Return by how many samples a decode was late, which was undone."""
+        usual = self.systems[system].get("delay_samples") or 0
+        return int(self.values.get(system, {}).get("late", {}).get(clip, [usual])[0])
 
     def mean(self, system: str, measure: str, kind: str | None = None) -> Interval | None:
         """Average a measure with its interval; None if no clip has it."""

@@ -1,6 +1,6 @@
 """Run codecs on clips and measure; everything is cached by content, so that a run that was killed goes on.
 
-Three rounds: every codec codes every clip; each codec's one delay is found; every decode is scored.  What is found is
+Three rounds: every codec codes every clip; each codec's delay is found; every decode is scored.  What is found is
 kept in one small file per (codec, clip), written as soon as it is known, beside the decode.
 """
 
@@ -14,7 +14,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,26 +25,22 @@ from numpy.typing import NDArray
 from ..audio import save
 from ..config import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
-from .align import align, bandwidth, common_delay, find_delay
+from .align import Delay, align, bandwidth, chosen, delays_of, find_delay
 from .clips import KINDS, Clip, Wave, read, thin
-from .codecs import About, Codec, Coded, gross_bits
+from .codecs import About, Codec, Coded, gross_bits, sources
 from .listening import ANCHORS, REFERENCE
 from .machine import machine
-from .metrics import METRICS, Sound, Value
+from .metrics import METRICS, Sound, Value, release
 from .pool import Advance, Each, workers
 from .results import Results
 
-CALIBRATION = 8
-"""Clips that a codec's delay is found on."""
-
-DELAY = "delay@2"
-"""Of records; the number goes up when estimates change."""
-NOTES = "2"
-"""Version of gain and band; it goes up when they change."""
+ALIGNED = "+".join((sources("bench/align")[:16], release("pyloudnorm"), release("numpy")))
+"""What undoes delay and level, and takes gain and band: values that other sources or versions found are not used."""
+DELAY = f"delay@{ALIGNED}"
 TIMING = (
     "seconds per second of sound on one thread, of the process that codes and of programs that it starts; the first "
-    "time that a process uses a codec, it codes and decodes one clip before, untimed (cold_timings of a system: clips "
-    "in the cache that were timed without that)"
+    "time that a process uses a codec, it codes and decodes one clip before, untimed (timed_by of a system: who timed "
+    "it, if another machine, torch or commit timed some clips)"
 )
 RESERVED = {"original", REFERENCE, *ANCHORS}
 """Names of other things than codecs in the gallery and in listening tests."""
@@ -178,7 +174,7 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
                 failed[f"{codec.name} on {clip.name}"] = wrong
         pairs = [(codec, clip) for codec, clip in pairs if f"{codec.name} on {clip.name}" not in failed]
 
-        delays: dict[str, int | None] = dict.fromkeys((codec.name for codec in codecs), 0)
+        delays: dict[str, Delays] = {codec.name: Delays() for codec in codecs}
         if plan.compensate:
             for codec in codecs:
                 mine = [(clip, entry(codec, clip)) for one, clip in pairs if one is codec]
@@ -186,14 +182,14 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
 
         order = {clip.name: place for place, clip in enumerate(plan.clips)}
         scoring = [
-            (clip, entry(codec, clip), wanted, delays[codec.name] or 0, plan.compensate)
+            (clip, entry(codec, clip), wanted, delays[codec.name].of(clip), plan.compensate)
             for codec, clip in sorted(pairs, key=lambda pair: order[pair[1].name])
             if (wanted := tuple(n for n in metrics if _applies(n, clip, clip.name in costly)))
         ]
         names = {entry(codec, clip): codec.name for codec, clip in pairs}
         for (clip, place, *_), raised in each(score, scoring, "scoring", advance):
             failed |= {f"{names[place]} on {clip.name}: {metric}": wrong for metric, wrong in raised.items()}
-    values = {codec.name: _gather(plan, codec, metrics, delays[codec.name] or 0, entry, failed) for codec in codecs}
+    values = {codec.name: _gather(plan, codec, metrics, delays[codec.name], entry, failed) for codec in codecs}
     return Results(
         title=title,
         machine=machine(),
@@ -208,9 +204,9 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
         systems={
             codec.name: {
                 **dataclasses.asdict(codec.about()),
-                "delay_samples": delays[codec.name],
+                "delay_samples": delays[codec.name].usual,
                 "fingerprint": prints[codec.name],
-                **_cold([record for clip in plan.clips if (record := entry(codec, clip).read())]),
+                **_timed_elsewhere([record for clip in plan.clips if (record := entry(codec, clip).read())]),
             }
             for codec in codecs
         },
@@ -220,10 +216,34 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
     )
 
 
-def calibrate(coded: Sequence[tuple[Clip, Entry]], each: Each, advance: Advance) -> int | None:
-    """Find a codec's one delay in samples, on the first clips with speech, or of any kind; None where none tells."""
-    chosen = sorted(coded, key=lambda one: KINDS.index(one[0].kind))[:CALIBRATION]
-    return common_delay([delay for _, delay in each(_delay, chosen, "aligning", advance)])
+@dataclass(frozen=True)
+class Delays:
+    """What is undone of a codec's delay, in samples.
+
+    Args:
+        clips: clip's name -> delay there.
+        usual: the most common one; None where none could be told.
+    """
+
+    clips: Mapping[str, int] = field(default_factory=dict)
+    usual: int | None = 0
+
+    def of(self, clip: Clip) -> int:
+        """Return the delay on one clip."""
+        return self.clips.get(clip.name, self.usual or 0)
+
+
+def calibrate(coded: Sequence[tuple[Clip, Entry]], each: Each, advance: Advance) -> Delays:
+    """Find a codec's delay, from the clips of speech if there are any: they tell best.
+
+    Args:
+        coded: clips and where their decodes are.
+        each: does the work.
+        advance: is told about progress.
+    """
+    told = [(clip, delay) for (clip, _), delay in each(_delay, coded, "aligning", advance)]
+    delays = delays_of([delay for clip, delay in told if clip.kind == KINDS[0]]) or delays_of(d for _, d in told)
+    return Delays({clip.name: chosen(delays, delay) for clip, delay in told}, delays[0] if delays else None)
 
 
 def readable(clips: Sequence[Clip]) -> tuple[list[Clip], dict[str, str]]:
@@ -264,7 +284,7 @@ def _gather(
     plan: Plan,
     codec: Codec,
     metrics: Sequence[str],
-    delay: int,
+    delays: Delays,
     entry: Callable[[Codec, Clip], Entry],
     failed: Mapping[str, str],
 ) -> dict[str, dict[str, list[float]]]:
@@ -273,12 +293,12 @@ def _gather(
     for clip in plan.clips:
         if f"{codec.name} on {clip.name}" in failed:
             continue
-        record = entry(codec, clip).read()
+        record, delay = entry(codec, clip).read(), delays.of(clip)
         names = {score_key(name, delay, plan.compensate, clip): name for name in metrics}
         found = {name: value for key, name in names.items() if (value := record["scores"].get(key))}
         notes = record["scores"].get(score_key("notes", delay, plan.compensate))
         if notes:
-            found["gain"] = notes[0], 1
+            found |= {"gain": (notes[0], 1), "late": (delay, 1)}
             if notes[1] is not None:
                 found["band"] = min(notes[1], about.rate / 2), 1
         for name, (value, weight) in (_costs(record, about, clip.seconds) | found).items():
@@ -296,15 +316,23 @@ def _costs(record: Mapping[str, Any], about: About, seconds: float) -> dict[str,
     return {f"kbps_{name}": (n / seconds / 1000, seconds) for name, n in bits.items() if n is not None} | found
 
 
-def _cold(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    cold = sum("seconds" in record and not record.get("warm") for record in records)
-    return {"cold_timings": cold} if cold else {}
+def _timed_elsewhere(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Say by whom clips were timed, if that was not only this machine and commit."""
+    by = {record["timed_by"] for record in records if "seconds" in record}
+    return {"timed_by": sorted(by)} if by - {_timer()} else {}
+
+
+@functools.cache
+def _timer() -> str:
+    """Name what times are of."""
+    here = machine()
+    return f"{here['cpu']}, torch {here['torch']}, commit {str(here['commit'])[:7]}{'*' * bool(here['modified'])}"
 
 
 def score_key(name: str, delay: int, compensate: bool, clip: Clip | None = None) -> str:
     """Return what a score is found by in its entry."""
-    made_by = METRICS[name].made_by if name in METRICS else NOTES
-    key = f"{name}@{made_by}/{delay if compensate else 'as it is'}"
+    made_by = METRICS[name].made_by if name in METRICS else "notes"
+    key = f"{name}@{made_by}+{ALIGNED}/{delay if compensate else 'as it is'}"
     if name == "wer" and clip is not None:  # what was said is in no other key
         key += f"/{hashlib.sha256((clip.text or '').encode()).hexdigest()[:16]}"
     return key
@@ -340,7 +368,7 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
             "bytes": len(coded.data),
             "net_bits": coded.net_bits,
             "entropy_bits": coded.entropy_bits,
-            **({"seconds": seconds, "warm": True} if timed else {}),
+            **({"seconds": seconds, "timed_by": _timer()} if timed else {}),
             "scores": {},
         }
     )
@@ -364,13 +392,14 @@ def _timed(work: Callable[[], T]) -> tuple[T, tuple[float, float]]:
     return result, (time.perf_counter() - wall, spent() - cpu)
 
 
-def _delay(clip: Clip, entry: Entry) -> int | None:
+def _delay(clip: Clip, entry: Entry) -> Delay | None:
     record = entry.read()
     if DELAY not in record:
-        record[DELAY] = find_delay(_original(clip).wave, entry.decoded())
+        found = find_delay(_original(clip).wave, entry.decoded())
+        record[DELAY] = found and dataclasses.astuple(found)
         entry.write(record)
-    found: int | None = record[DELAY]
-    return found
+    kept: list[Any] | None = record[DELAY]
+    return None if kept is None else Delay(*kept)
 
 
 def score(clip: Clip, entry: Entry, metrics: Sequence[str], delay: int, compensate: bool) -> dict[str, str]:

@@ -93,11 +93,13 @@ def listening_items(
         seed: of the choice.
 
     Raises:
-        ConfigError: a system is not in the results, or none of the clips is.
+        ConfigError: a system is not in the results, or comes twice, or none of the clips is in them.
     """
+    if len(set(systems)) < len(systems):
+        raise ConfigError(f"a listener hears each system once per trial; seen are {', '.join(systems)}")
     wrong = [name for name in systems if "fingerprint" not in results.systems.get(name, {})]
     if wrong:
-        raise ConfigError(f"no decodes of {', '.join(wrong)}; there are {', '.join(results.systems)}")
+        raise ConfigError(f"no decodes of {', '.join(map(repr, wrong))}; there are {', '.join(results.systems)}")
     draw, items = random.Random(seed), []
     for kind in results.kinds:
         fitting = [
@@ -114,7 +116,7 @@ def listening_items(
             for name in systems:
                 facts = results.systems[name]
                 decoded = Entry.of(cache, facts["fingerprint"], clip.digest).decoded()
-                decodes[name] = align(original, decoded, delay=facts["delay_samples"] or 0).wave
+                decodes[name] = align(original, decoded, delay=results.late(name, clip.name)).wave
             items.append(Item(clip.name, original, decodes))
     if not items:
         raise ConfigError("none of the recordings of 3 to 12 s has been decoded by all of the systems")

@@ -317,7 +317,7 @@ def _facts(stored: Stored) -> list[str]:
     header, size = stored.header, stored.size
     seconds = stored.samples / header.sample_rate
     semantic, acoustic = header.code_bits
-    net = header.channels * (semantic + acoustic) * header.token_rate / 2000
+    net = header.channels * (semantic + acoustic) * stored.frames / (1000 * seconds) if seconds else 0.0
     return [
         f"model  {header.preset}, codebooks {header.weights}",
         f"sound  {seconds:.3f} s: {stored.samples} samples at {header.sample_rate} Hz, {header.channels} coded",

@@ -198,14 +198,21 @@ def report(
 
 
 @app.command()
-def leaderboard(folder: Folder) -> None:
+def leaderboard(
+    results: Annotated[Path, typer.Argument(help="Folder that `bench run` wrote, or a JSON file of results.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write to.  [default: leaderboard in that folder]")
+    ] = None,
+) -> None:
     """Write the results as Codec-SUPERB and VERSA read them."""
     with user_errors():
         _need_extra()
         from ..bench.leaderboard import write_leaderboards
         from ..bench.results import read_results
 
-        written, left_out = write_leaderboards(read_results(folder), folder / "leaderboard")
+        if out is None and results.is_file():
+            raise ConfigError(f"say with --out where the rows of {results} shall be written")
+        written, left_out = write_leaderboards(read_results(results), out or results / "leaderboard")
         for path in written:
             typer.echo(f"{path}")
         for name in left_out:
@@ -275,6 +282,8 @@ def analyse(
             return
         for who, why in verdict.excluded.items():
             typer.echo(f"left out {who}: {why}")
+        if not verdict.kept:
+            raise ConfigError("no listener's answers count; BS.1534-3 leaves all of them out")
         alone = len(verdict.kept) == 1
         typer.echo(
             f"{len(verdict.kept)} listener{'' if alone else 's'}; 95 % intervals over {'trials' if alone else 'them'}"
