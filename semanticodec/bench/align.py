@@ -69,11 +69,19 @@ def common_delay(estimates: Iterable[int | None]) -> int | None:
 
 
 def find_delay(original: Samples, decoded: Samples) -> int | None:
-    """Return how many samples a decode is late, or None if that cannot be told.
+    """Return how many samples a decode is late.
 
     Where the waveforms correlate it is their best lag; where they do not (vocoders make up their own phase), that of
     the loudness envelopes, in steps of 1 ms, of which 5 are nothing.  A lag at the edge of what is looked for is none:
     the best one may lie beyond.
+
+    Args:
+        original: ``[S]`` at 16 kHz.
+        decoded: ``[S']`` at 16 kHz, of either polarity.
+
+    Returns:
+        samples, within 1 s (:data:`SEARCH`), negative where it is early; None where that cannot be told: one is shorter
+        than 20 ms, or nothing correlates by :data:`SURE`.
     """
     if min(len(original), len(decoded)) < WINDOW:
         return None
@@ -99,10 +107,16 @@ def loudness(wave: Samples) -> float:
 
 
 def bandwidth(original: Samples, decoded: Samples) -> float | None:
-    """Return up to which frequency in Hz the decode has what the original has, to within 20 dB.
+    """Return up to which frequency the decode has what the original has, to within 20 dB.
 
-    Bands of 250 Hz that lie 60 dB below the original's loudest, or below -90 dBFS, say nothing and are left out; where
-    none is left, as in silence, there is no band.
+    Bands of 250 Hz that lie 60 dB below the original's loudest, or below -90 dBFS, say nothing and are left out.
+
+    Args:
+        original: ``[S]`` at 16 kHz.
+        decoded: ``[S]`` at 16 kHz, delay and level undone.
+
+    Returns:
+        Hz, 0 to 8000 in steps of 250; None where no band of the original says anything, as in silence.
     """
     ours, theirs = _bands(original), _bands(decoded)
     audible = ours > max(ours.max() - 60, UNHEARD)
