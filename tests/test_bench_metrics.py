@@ -19,6 +19,7 @@ from semanticodec.bench.commands import adts_payload, ogg_packets
 from semanticodec.bench.listening import low_pass
 from semanticodec.bench.metrics import METRICS, Sound
 from semanticodec.bench.probe import bag, probe, use
+from semanticodec.bench.results import Results
 from semanticodec.bench.statistics import Comparison, holm, interval, paired
 from semanticodec.config import SAMPLE_RATE
 from semanticodec.errors import AudioError
@@ -69,6 +70,83 @@ def test_pitch_needs_no_band(name: str, voice: np.ndarray):
         assert value < 3  # cents, or percent of the frames
 
 
+def told(metric: str, truth: str, heard: str) -> tuple[float, float] | None:
+    """Return the word errors where the recogniser hears what it is told to."""
+    original, decoded = Sound(np.zeros(1), truth), Sound(np.zeros(1))
+    vars(original)["words"], vars(decoded)["words"] = truth, heard  # in the place of what is heard once
+    return METRICS[metric].value(original, decoded)
+
+
+@pytest.mark.parametrize("name", ["wer", "dwer"])
+def test_wrong_words_are_counted(name: str):
+    assert told(name, "one two three four", "one two three four") == (0, 4)
+    assert told(name, "one two three four", "one too four") == (50, 4)
+    assert told(name, "one two", "and one and two and") == (150, 2)
+    assert told(name, "one two", "") == (100, 2)
+    assert told(name, "", "one two") is None
+    assert told(name, " - ... ' ", "one two") is None
+
+
+@pytest.mark.parametrize("name", ["wer", "dwer"])
+@pytest.mark.parametrize(
+    ("truth", "heard", "words"),
+    [
+        ("Hello, world. It's Mr. O'Neil!", "hello world it's mr o'neil", 5),
+        (
+            "\u201cIt\u2019s well-known\u2009\u2014\tthe \u2018dogs\u2019 bark\u2026\u201d",
+            "it's well known the dogs bark",
+            6,
+        ),
+        ("(Rock 'n' roll)\n\n& ''more''?", "rock n roll more", 4),
+        ("Cafe\u0301 STRA\u00dfE", "caf\u00e9 stra\u00dfe", 2),
+        (
+            "\u0928\u092e\u0938\u094d\u0924\u0947 \u0964",
+            "\u0928\u092e\u0938\u094d\u0924\u0947",
+            1,
+        ),  # its vowels are marks
+    ],
+)
+def test_what_is_not_spoken_is_no_error(name: str, truth: str, heard: str, words: int):
+    assert told(name, truth, heard) == (0, words)
+    assert told(name, truth, f"{heard} more") == (pytest.approx(100 / words), words)
+
+
+def test_apostrophes_tell_words_apart():
+    assert told("wer", "it's", "its") == (100, 1)
+    assert told("wer", "we'll go", "well go") == (50, 2)
+
+
+def test_what_is_heard_is_compared_with_the_transcript(voice: np.ndarray):
+    clip = voice[:40_000]
+    heard = Sound(clip).words.split()
+    assert len(heard) > 3
+    said = Sound(clip, f"\u201c{', '.join(heard).upper()}!\u201d")
+    assert METRICS["wer"].value(said, Sound(clip)) == (0, len(heard))
+    longer = Sound(clip, " ".join([*heard, "zebra"]))
+    assert METRICS["wer"].value(longer, Sound(clip)) == (pytest.approx(100 / (len(heard) + 1)), len(heard) + 1)
+
+
+@pytest.mark.parametrize("name", ["f0_share"])
+def test_pitch_that_is_lost_is_told(name: str, voice: np.ndarray):
+    """What F0 error leaves out, and so speaks well of, this does not."""
+    original, metric = Sound(voice), METRICS[name]
+    voiced = float(original.pitch[1].sum())
+    half = Sound(np.where(np.arange(len(voice)) < len(voice) // 2, voice, 0))
+    first = original.pitch[1][: len(original.pitch[1]) // 2].sum()
+    assert metric.value(original, original) == (100, voiced)
+    assert metric.value(original, half) == (pytest.approx(100 * first / voiced, abs=3), voiced)
+    error = METRICS["f0"].value(original, half)
+    assert error is not None
+    assert error[0] < 1
+    noise = Sound(np.random.default_rng(0).standard_normal(len(voice)) * 0.1)
+    lost = metric.value(original, noise)
+    assert lost is not None
+    assert lost[0] < 5
+    assert METRICS["f0"].value(original, Sound(0 * voice)) is None
+    assert metric.value(original, Sound(0 * voice)) == (0, voiced)
+    assert metric.value(Sound(0 * voice), original) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_slow_metrics_order_noise(name: str, voice: np.ndarray):
@@ -104,7 +182,15 @@ def test_errors_of_pitch_are_found(hertz: int):
 
 
 def test_every_metric_is_tested():
-    assert {*QUICK, *SLOW, "f0", "wer"} == set(METRICS)
+    """Of each there is a test here, in every run, that takes its name."""
+    named = set()
+    for test in [value for name, value in globals().items() if name.startswith("test_")]:
+        marks = getattr(test, "pytestmark", [])
+        if not any(mark.name == "slow" for mark in marks):
+            named |= {
+                name for mark in marks if mark.name == "parametrize" and mark.args[0] == "name" for name in mark.args[1]
+            }
+    assert named == set(METRICS)
 
 
 @pytest.mark.parametrize("name", ["mel_l1", "stft", "lsd"])
@@ -125,7 +211,7 @@ def test_clips_that_are_too_short_are_no_error(name: str, samples: int, voice: n
     assert (found is None) == (name.startswith(("pesq", "stoi", "estoi", "visqol")))
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [*QUICK, "f0_share", "voicing"])
 def test_silence_is_no_way_out(name: str, voice: np.ndarray):
     metric, original = METRICS[name], Sound(voice)
     silent, noisy = (metric.value(original, Sound(decoded)) for decoded in (0 * voice, noise_ladder(voice)[0]))
@@ -271,6 +357,53 @@ def test_differences_are_drawn_by_groups():
     assert together.difference == apart.difference
     assert together.p == apart.p
     assert together.high - together.low > 2 * (apart.high - apart.low)
+
+
+def test_differences_are_those_of_the_weighted_means():
+    """One long clip outweighs three short ones, whose direction a count of clips would have."""
+    names = ("a", "b", "c", "d")
+    first = {"a": (10.0, 100.0), "b": (2.0, 1.0), "c": (2.0, 1.0), "d": (2.0, 2.0)}
+    second = {"a": (7.0, 90.0), "b": (4.0, 1.0), "c": (4.0, 3.0), "d": (4.0, 1.0)}
+    results = Results(
+        title="",
+        machine={},
+        settings={},
+        clips={name: {"kind": "speech", "group": name} for name in names},
+        systems={"first": {}, "second": {}},
+        values={
+            system: {"f0": {clip: list(pair) for clip, pair in clips.items()}}
+            for system, clips in (("first", first), ("second", second))
+        },
+    )
+    (pair,) = results.compare("f0")
+    means = [results.mean(system, "f0") for system in ("first", "second")]
+    assert means[0]
+    assert means[1]
+    assert pair.difference == pytest.approx(means[0].mean - means[1].mean)
+    assert pair.difference > 2.5
+    assert (pair.low, pair.high) == (pytest.approx(-2), pytest.approx(3, abs=0.05))  # without the long one; alone
+    plain = {name: {clip: value for clip, (value, _) in one.items()} for name, one in (("f", first), ("s", second))}
+    (unweighted,) = paired(plain)
+    assert unweighted.difference == pytest.approx(-0.75)
+
+
+def test_weights_leave_the_test_on_clips_alone():
+    rng = np.random.default_rng(0)
+    clips = [f"c{n}" for n in range(30)]
+    scores = {name: dict(zip(clips, map(float, rng.standard_normal(30)), strict=True)) for name in "ab"}
+    heavy = {name: dict(zip(clips, map(float, rng.integers(1, 50, 30)), strict=True)) for name in "ab"}
+    (plain,), (even,), (weighted,) = (
+        paired(scores, weights=weights) for weights in (None, {n: dict.fromkeys(clips, 7.0) for n in "ab"}, heavy)
+    )
+    assert plain.p == even.p == weighted.p
+    for mine, theirs in ((plain.difference, even.difference), (plain.low, even.low), (plain.high, even.high)):
+        assert mine == pytest.approx(theirs)
+    # Means of the same draws: a constant difference has no spread, whatever the weights.
+    (shifted,) = paired(
+        {"a": scores["a"], "b": {clip: value + 1 for clip, value in scores["a"].items()}},
+        weights={"a": heavy["a"], "b": heavy["a"]},
+    )
+    assert (shifted.difference, shifted.low, shifted.high) == (pytest.approx(-1),) * 3
 
 
 def test_pairs_are_tested_together():
@@ -473,16 +606,21 @@ def test_published_scores_come_out_again(root: Path):
         ("EnCodec 24k", "1.5"): "encodec24k_1.5kbps",
         ("SemantiCodec published", "0.35"): "semanticodec_0.35kbps",
     }
-    columns = {"pesq_wb": "pesq", "stoi": "stoi", "estoi": "estoi", "mel_l1": "mel"}
+    columns = {"pesq_wb": "pesq", "stoi": "stoi", "estoi": "estoi", "visqol": "visqol", "mel_l1": "mel"}
+    within = {"visqol": 1e-4}  # another resampler is 7e-3 to 0.1 off
     with (shared / "figures" / "published_scores.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["system"], row["nominal_kbps"]) in folders][::9]
     assert len(rows) == 6
-    for row in rows:
+    for place, row in enumerate(rows):
         published = shared / "audio" / "published"
         stem = Path(row["name"]).stem + ".flac"
         original = Clip("o", "music", published / "groundtruth" / stem).wave.astype(np.float64)
         decoded = Clip("d", "music", published / folders[row["system"], row["nominal_kbps"]] / stem).wave
         ours = align(original, decoded.astype(np.float64), level=False).wave
         for name, column in columns.items():
+            if name == "visqol" and place % 2:  # seconds each: of every kind of sound one
+                continue
             found = METRICS[name].value(Sound(original), Sound(ours))
-            assert (found or (math.nan,))[0] == pytest.approx(float(row[column]), abs=2e-3, nan_ok=True), (row, name)
+            assert (found or (math.nan,))[0] == pytest.approx(
+                float(row[column]), abs=within.get(name, 2e-3), nan_ok=True
+            ), (row, name)

@@ -111,7 +111,7 @@ def chosen(delays: Sequence[int], estimate: Delay | None) -> int:
 
 
 def find_delay(original: Samples, decoded: Samples) -> Delay | None:
-    """Return how late a decode is, or None if that cannot be told.
+    """Return how late a decode is.
 
     Where the waveforms correlate it is their best lag; where they do not (vocoders make up their own phase), that of
     the loudness envelopes, in steps of 1 ms, of which 5 are nothing.  A lag at the edge of what is looked for is none:
@@ -119,7 +119,11 @@ def find_delay(original: Samples, decoded: Samples) -> Delay | None:
 
     Args:
         original: ``[S]`` at 16 kHz.
-        decoded: ``[S']`` at 16 kHz.
+        decoded: ``[S']`` at 16 kHz, of either polarity.
+
+    Returns:
+        samples, within 1 s (:data:`SEARCH`), negative where it is early; None where that cannot be told: one is shorter
+        than 20 ms, or nothing correlates by :data:`SURE`.
     """
     if min(len(original), len(decoded)) < WINDOW:
         return None
@@ -145,10 +149,16 @@ def loudness(wave: Samples) -> float:
 
 
 def bandwidth(original: Samples, decoded: Samples) -> float | None:
-    """Return up to which frequency in Hz the decode has what the original has, to within 20 dB.
+    """Return up to which frequency the decode has what the original has, to within 20 dB.
 
-    Bands of 250 Hz that lie 60 dB below the original's loudest, or below -90 dBFS, say nothing and are left out; where
-    none is left, as in silence, there is no band.
+    Bands of 250 Hz that lie 60 dB below the original's loudest, or below -90 dBFS, say nothing and are left out.
+
+    Args:
+        original: ``[S]`` at 16 kHz.
+        decoded: ``[S]`` at 16 kHz, delay and level undone.
+
+    Returns:
+        Hz, 0 to 8000 in steps of 250; None where no band of the original says anything, as in silence.
     """
     ours, theirs = _bands(original), _bands(decoded)
     audible = ours > max(ours.max() - 60, UNHEARD)

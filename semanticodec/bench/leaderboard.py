@@ -20,11 +20,12 @@ VERSA = {
     "wer": "wer",
     "spk_similarity": "speaker",
     "f0_error_cents": "f0",
+    "f0_share": "f0_share",
     "log_mel_distance": "mel_l1",
     "multi_stft_distance": "stft",
     "log_spectral_distance": "lsd",
 }
-"""VERSA's name -> the metric here.  The last four are not VERSA's own; it takes a name with "error" or "distance" in it
+"""VERSA's name -> the metric here.  The last five are not VERSA's own; it takes a name with "error" or "distance" in it
 for one of which less is better."""
 PERCENT = {"wer"}
 """VERSA counts these as shares of 1."""

@@ -80,11 +80,21 @@ class Results:
         return interval(list(scores.values()), [self.groups[clip] for clip in scores])
 
     def compare(self, measure: str, kind: str | None = None) -> list[Comparison]:
-        """Test all pairs of systems."""
-        return paired(
-            {name: {c: value for c, (value, _) in self.scores(name, measure, kind).items()} for name in self.systems},
-            groups=self.groups,
+        """Test all pairs of systems on the clips that both have, by :func:`.statistics.paired`.
+
+        Args:
+            measure: a metric or another measure.
+            kind: of sound; None: all.
+
+        Returns:
+            of each pair with clips in common, the difference of the weighted means, in the measure's unit.
+        """
+        found = {name: self.scores(name, measure, kind) for name in self.systems}
+        scores, weights = (
+            {name: {clip: pair[part] for clip, pair in clips.items()} for name, clips in found.items()}
+            for part in (0, 1)
         )
+        return paired(scores, groups=self.groups, weights=weights)
 
     def tests(self) -> Iterator[tuple[str, str, list[Comparison]]]:
         """Yield every metric, kind of sound (or "all") and its pairs of systems that have clips in common."""

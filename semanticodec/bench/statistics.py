@@ -20,7 +20,8 @@ INTERVALS = (
 METHOD = (
     "Wilcoxon's signed-rank test (two-sided) on the clips that both have, if they differ on enough of them to reach "
     "p < 0.05 among all pairs; p_holm is corrected for multiple comparisons after Holm, over the pairs of one measure "
-    "and kind of sound; it takes clips as independent, the intervals of differences do not"
+    "and kind of sound; it takes clips as independent and as equally weighty, the differences, which are those of "
+    "weighted means, and their intervals do not"
 )
 
 
@@ -51,6 +52,18 @@ def interval(
     """
     if not values or not sum(weight for _, weight in values):
         return None
+    mean, drawn, count = _resampled(values, groups, seed)
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return Interval(mean, float(low), float(high), len(values), count)
+
+
+def _resampled(
+    values: Sequence[tuple[float, float]], groups: Sequence[str] | None, seed: int
+) -> tuple[float, NDArray[np.float64], int]:
+    """Return the mean, that of each resample (NaN where it drew no weight), and of how many groups they are.
+
+    What is drawn depends only on the seed and the groups: means of two systems over the same clips are paired.
+    """
     data, weights = np.array(values, np.float64).T
     members = np.arange(len(data)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(members.max()) + 1
@@ -59,9 +72,8 @@ def interval(
     sums, totals = (np.bincount(members, each) for each in (data * weights, weights))
     chosen = _chosen(len(totals), seed)
     drawn = totals[chosen].sum(1)
-    means = sums[chosen].sum(1)[drawn > 0] / drawn[drawn > 0]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float((data * weights).sum() / weights.sum()), float(low), float(high), len(data), count)
+    means = np.divide(sums[chosen].sum(1), drawn, out=np.full(len(drawn), np.nan), where=drawn > 0)
+    return float((data * weights).sum() / weights.sum()), means, count
 
 
 @functools.lru_cache(4)
@@ -77,7 +89,7 @@ class Comparison:
     Args:
         first: a system.
         second: another.
-        difference: mean of first minus second.
+        difference: weighted mean of first minus that of second, each over the clips in common.
         low: lower end of its bootstrap 95 % interval.
         high: upper end.
         p: of the test alone; None if they differ on too few clips to be tested.
@@ -117,14 +129,22 @@ def can_reject(differing: int, pairs: int) -> bool:
 
 
 def paired(
-    scores: Mapping[str, Mapping[str, float]], unit: str = "clips", groups: Mapping[str, str] | None = None
+    scores: Mapping[str, Mapping[str, float]],
+    unit: str = "clips",
+    groups: Mapping[str, str] | None = None,
+    weights: Mapping[str, Mapping[str, float]] | None = None,
 ) -> list[Comparison]:
     """Compare every pair of systems on the clips that they have in common, if there are any.
+
+    The difference and its interval are those of the weighted means.  The signed-rank test has no weights: it asks
+    whether one system is above the other on clips, each counting once, and may lean the other way.
 
     Args:
         scores: system -> clip -> value.
         unit: what the inner keys are.
         groups: clip -> group, for the intervals.
+        weights: system -> clip -> weight in the mean of that system, above 0, of all that is in scores.  None: all
+            are equal.
     """
     from scipy.stats import wilcoxon
 
@@ -135,14 +155,17 @@ def paired(
     }
     found = []
     for (first, second), shared in common.items():
-        difference = np.array([scores[first][clip] - scores[second][clip] for clip in shared])
-        mean = interval([(value, 1.0) for value in difference], [groups[clip] for clip in shared] if groups else None)
-        assert mean is not None
-        differing = int(np.count_nonzero(difference))
-        p = float(wilcoxon(difference).pvalue) if can_reject(differing, len(common)) else None
-        found.append(
-            Comparison(first, second, mean.mean, mean.low, mean.high, p, None, mean.clips, differing, len(common), unit)
+        members = [groups[clip] for clip in shared] if groups else None
+        (ours, our_draws, _), (theirs, their_draws, _) = (
+            _resampled([(scores[name][clip], weights[name][clip] if weights else 1) for clip in shared], members, 0)
+            for name in (first, second)
         )
+        low, high = np.quantile(our_draws - their_draws, [0.025, 0.975])
+        apart = np.array([scores[first][clip] - scores[second][clip] for clip in shared])
+        differing = int(np.count_nonzero(apart))
+        p = float(wilcoxon(apart).pvalue) if can_reject(differing, len(common)) else None
+        facts = (p, None, len(shared), differing, len(common), unit)
+        found.append(Comparison(first, second, ours - theirs, float(low), float(high), *facts))
     corrected = iter(holm([pair.p for pair in found if pair.p is not None]))
     return [pair if pair.p is None else dataclasses.replace(pair, p_holm=next(corrected)) for pair in found]
 
