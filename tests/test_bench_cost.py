@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from semanticodec.bench.clips import Clip
-from semanticodec.bench.codecs import Decodes, Semanticodec, _content
+from semanticodec.bench.codecs import Decodes, Semanticodec, content
 from semanticodec.bench.commands import Command, _libraries, classical, mp3_payload
 from semanticodec.bench.cost import _first_block, gflop
 from semanticodec.bench.pool import workers
@@ -134,7 +134,7 @@ class TestCacheFollows:
         table.parent.mkdir(parents=True)
         for text in (b"one", b"other"):
             table.write_bytes(text)
-            _content.cache_clear()
+            content.cache_clear()
             seen.add(Semanticodec(config.name, folder=str(folder)).fingerprint())
         assert len(seen) == 2
 

@@ -213,6 +213,9 @@ def test_answers_that_do_not_fit_are_named(tmp_path: Path):
         analyse(answers, key)
     with pytest.raises(ConfigError, match="--listener"):
         analyse(answers, key, listener="email")
+    answers.write_bytes(text.replace("AB", "Jö").encode("latin-1"))
+    with pytest.raises(ConfigError, match="no CSV file in UTF-8"):
+        analyse(answers, key)
     answers.write_text("trial_id\n1\n")
     with pytest.raises(ConfigError, match="needs the columns"):
         analyse(answers, key)

@@ -113,7 +113,8 @@ def test_frames_are_as_long_as_the_program_makes_them(voice: Clip, name: str) ->
     size, seconds = FRAMES[name]
     frames, rest = divmod(len(codec.encode(voice).data), size)
     assert rest == 0
-    assert frames == pytest.approx(voice.seconds / seconds, abs=1)
+    # Silence of the delay and a frame goes behind the clip.
+    assert 1 <= frames - (voice.seconds + (codec.delay or 0)) / seconds < 2
 
 
 def test_fingerprints_tell_losses_apart(voice: Clip) -> None:
@@ -139,10 +140,15 @@ def test_without_the_library_opus_is_missing(voice: Clip, monkeypatch: pytest.Mo
         adapter.fingerprint()
 
 
-def test_a_codec_that_fails_on_every_clip_fails_the_command(tmp_path: Path) -> None:
+def test_a_codec_that_fails_on_every_clip_fails_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ready("codec2-700c")
     (tmp_path / "clips").mkdir()
-    save(tmp_path / "clips" / "tick.wav", torch.full((160,), 0.1), 16_000)  # too short for a frame of Codec 2
+    save(tmp_path / "clips" / "tick.wav", torch.full((160,), 0.1), 16_000)
+
+    def fail(*_: object) -> None:
+        raise AudioError("c2enc: exit code 1")
+
+    monkeypatch.setattr(Command, "encode", fail)
     out = tmp_path / "out"
     words = ["bench", "losses", str(tmp_path / "clips"), "-o", str(out), "--model", "mini-25"]
     done = CliRunner().invoke(app, [*words, "--beside", "codec2-700c"])

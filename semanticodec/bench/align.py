@@ -55,6 +55,9 @@ def align(original: Samples, decoded: Samples, *, delay: int = 0, level: bool = 
         decoded: ``[S']`` at 16 kHz.
         delay: samples that it is late (negative: early).
         level: whether to match the ITU-R BS.1770 loudness.
+
+    Returns:
+        The decode, and by how much it was raised: not at all where one of them is silent, at most by 20 dB.
     """
     shifted = _fit(decoded[delay:] if delay >= 0 else np.pad(decoded, (-delay, 0)), len(original))
     if not level:
@@ -137,7 +140,16 @@ def find_delay(original: Samples, decoded: Samples) -> Delay | None:
 
 
 def loudness(wave: Samples) -> float:
-    """Return the integrated loudness in LUFS; minus infinity for silence."""
+    """Return the integrated loudness.
+
+    Args:
+        wave: ``[S]`` at 16 kHz; what is shorter than a block of 0.4 s is padded with silence.
+
+    Returns:
+        LUFS; minus infinity for silence.
+
+    Source: ITU-R BS.1770-4, by pyloudnorm.
+    """
     import pyloudnorm
 
     block = 0.4

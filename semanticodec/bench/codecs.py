@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +22,33 @@ from ..config import PRESETS, SAMPLE_RATE, preset
 from ..diffusion import FAST, SamplerOptions
 from ..errors import CheckpointError, SemantiCodecError
 from ..wire import entropy, messages, prior
+from ..wire.blocks import frame_bytes
 from .clips import ENDINGS, Clip, Wave, read
 
 MESSAGE = 0.32
 """Seconds of sound per message when the gross bitrate is counted, for codecs that have no longer blocks."""
+READING = ("audio", "bench/clips")
+"""Sources that read and resample what every codec is given, and what programs give back."""
+OURS = (
+    *READING,
+    "bench/codecs",
+    "checkpoints",
+    "codec",
+    "config",
+    "diffusion",
+    "keymap",
+    "latent",
+    "loading",
+    "model",
+    "nn",
+    "schedule",
+    "values",
+    "windows",
+    "wire",
+)
+"""Sources between samples and files of this package's codec, and of what fills its networks."""
+LIBRARIES = ("numpy", "soundfile", "soxr", "torch")
+"""Distributions that :data:`READING` computes with."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +80,8 @@ class About:
         block: seconds of sound that are sent together.
         parameters: of all its networks.
         measured: False if the bitrate is what somebody stated.
+        block_bits: of every block, the last one too, where the codec sends none but whole ones.
+        packet: seconds of a packet, where packets vary in length and a message with several has to say their lengths.
     """
 
     family: str
@@ -64,6 +91,8 @@ class About:
     block: float = MESSAGE
     parameters: int | None = None
     measured: bool = True
+    block_bits: int | None = None
+    packet: float | None = None
 
 
 class Codec(Protocol):
@@ -83,10 +112,25 @@ class Codec(Protocol):
         """Return what its output depends on beside the clip: cached results of another fingerprint are not used."""
 
     def encode(self, clip: Clip) -> Coded:
-        """Code a clip."""
+        """Code a clip.
+
+        Args:
+            clip: any.
+
+        Returns:
+            Its bits.
+        """
 
     def decode(self, coded: Coded, clip: Clip) -> Wave:
-        """Return samples ``[S']`` at 16 kHz; the clip tells only its length and name."""
+        """Decode a clip.
+
+        Args:
+            coded: what :meth:`encode` returned.
+            clip: the same; it tells only its length, and its name to codecs whose bitrate is not measured.
+
+        Returns:
+            Samples ``[S']`` at 16 kHz.
+        """
 
 
 @dataclass(frozen=True)
@@ -151,14 +195,23 @@ class Semanticodec:
             Decoder(codec, options).delay(Encoder(codec)) / SAMPLE_RATE,
             config.block / SAMPLE_RATE,
             sum(p.numel() for p in codec.model.parameters()),
+            block_bits=config.block * config.token_rate // (2 * SAMPLE_RATE) * sum(config.code_bits),
         )
 
     def fingerprint(self) -> str:
-        """Name the weights' files and this package's code by their content."""
-        return "/".join((self.name, str(self.seed), _content(self._files()), _code(), str(prior.presets())))
+        """Name the weights' files and this package's code by their content, and the libraries by their versions."""
+        made_by = sources(*OURS), versions(*LIBRARIES, "torchaudio", "constriction")
+        return "/".join((self.name, str(self.seed), content(self._files()), *made_by, str(prior.presets())))
 
     def encode(self, clip: Clip) -> Coded:
-        """Code into a ``.scodec`` file."""
+        """Code into a ``.scodec`` file.
+
+        Args:
+            clip: any.
+
+        Returns:
+            The file, its packed bits, its codes ``[2, F]``, and their bits under the shipped prior.
+        """
         codec, _ = loaded(self)
         codes = codec.encode(torch.from_numpy(clip.wave), SAMPLE_RATE).cpu().numpy()
         file = io.BytesIO()
@@ -176,7 +229,15 @@ class Semanticodec:
         return 8 * sum(len(entropy.encode(book, codes[:, :, start : start + size], start)) for start in starts)
 
     def decode(self, coded: Coded, clip: Clip) -> Wave:
-        """Decode the file."""
+        """Decode the file.
+
+        Args:
+            coded: what :meth:`encode` returned.
+            clip: the same, for its length.
+
+        Returns:
+            As many samples ``[S]`` at 16 kHz as the clip has.
+        """
         codec, options = loaded(self)
         wave = codec.decode(wire.read_codes(coded.data).codes, seed=self.seed, length=len(clip.wave), options=options)
         result: Wave = wave[0].float().cpu().numpy()
@@ -187,7 +248,14 @@ class Semanticodec:
         return loaded(self)[0].config.codebook_sizes
 
     def pool(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Average what codes ``[2, F]`` stand for, for the semantic probe."""
+        """Average what codes stand for, for the semantic probe.
+
+        Args:
+            codes: ``[2, F]``.
+
+        Returns:
+            The mean of their embeddings over time ``[D]``.
+        """
         codec, _ = loaded(self)
         result: NDArray[np.float32] = codec.embed(torch.from_numpy(codes)[None])[0].mean(0).float().cpu().numpy()
         return result
@@ -195,42 +263,74 @@ class Semanticodec:
 
 @functools.lru_cache(1)
 def loaded(spec: Semanticodec) -> tuple[SemantiCodec, SamplerOptions]:
-    """Load what an adapter stands for, once per process."""
+    """Load what an adapter stands for, once per process.
+
+    Args:
+        spec: the adapter.
+
+    Returns:
+        The codec, on the CPU, and how it samples.
+
+    Raises:
+        CheckpointError: the weights are not here, or are not of this preset.
+    """
     codec = SemantiCodec.from_pretrained(spec.folder or spec.preset, preset=spec.preset)
     return codec, FAST if spec.fast else SamplerOptions(steps=spec.steps)
 
 
 @functools.cache
-def _code() -> str:
-    """Return a digest of the source between samples and files, and of what fills the networks."""
-    root = Path(__file__).parent.parent
-    names = [
-        "audio",
-        "checkpoints",
-        "codec",
-        "config",
-        "diffusion",
-        "keymap",
-        "latent",
-        "loading",
-        "model",
-        "schedule",
-        "values",
-        "windows",
-    ]
-    folders = [file for folder in ("nn", "wire") for file in sorted((root / folder).glob("*.py"))]
-    return _content((*(root / f"{name}.py" for name in names), *folders))
-
-
-@functools.cache
 def sources(*names: str) -> str:
-    """Return a digest of modules of this package, by their paths without endings: what they compute depends on it."""
+    """Return a digest of this package's code, for fingerprints.
+
+    Args:
+        names: of modules and of folders of modules, from the package's root ("audio", "bench/commands", "nn").
+
+    Returns:
+        SHA-256 of their source files, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: there is no such module.
+    """
     root = Path(__file__).parent.parent
-    return _content(tuple(root / f"{name}.py" for name in names))
+    folders = ((name, root / name) for name in names)
+    return content(
+        tuple(
+            file
+            for name, folder in folders
+            for file in (sorted(folder.glob("*.py")) if folder.is_dir() else [root / f"{name}.py"])
+        )
+    )
 
 
 @functools.cache
-def _content(files: tuple[Path, ...]) -> str:
+def versions(*distributions: str) -> str:
+    """Return what versions of libraries are installed, for fingerprints.
+
+    Args:
+        distributions: as package indexes name them.
+
+    Returns:
+        Names and versions.
+
+    Raises:
+        PackageNotFoundError: one of them is not installed.
+    """
+    return " ".join(f"{name}-{version(name)}" for name in distributions)
+
+
+@functools.cache
+def content(files: tuple[Path, ...]) -> str:
+    """Return a digest of files, for fingerprints; each is read once per process.
+
+    Args:
+        files: at least one.
+
+    Returns:
+        SHA-256 of what is in them, in hexadecimal.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     if not files:
         raise CheckpointError("there are no files to take a fingerprint of")
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
@@ -253,8 +353,10 @@ class Decodes:
     family: str = ""
 
     def missing(self) -> str | None:
-        """Say whether the folder is there."""
-        return None if self.folder.is_dir() else f"there is no folder {self.folder}"
+        """Say whether the folder is there, with anything in it."""
+        if not self.folder.is_dir():
+            return f"there is no folder {self.folder}"
+        return None if any(f.is_file() for f in self.folder.rglob("*")) else f"no file is in {self.folder}"
 
     def about(self) -> About:
         """Say whose word the bitrate is."""
@@ -263,17 +365,38 @@ class Decodes:
         )
 
     def fingerprint(self) -> str:
-        """Name the files by their content."""
+        """Name the files by their content, and what reads them."""
         files = tuple(sorted(f for f in self.folder.rglob("*") if f.is_file()))
         names = ",".join(str(file.relative_to(self.folder)) for file in files)
-        return f"{self.name}/{self.kbps!r}/{hashlib.sha256(names.encode()).hexdigest()}/{_content(files)}"
+        made_by = sources(*READING, "bench/codecs"), versions(*LIBRARIES)
+        named = hashlib.sha256(names.encode()).hexdigest()
+        return "/".join((self.name, repr(self.kbps), named, content(files), *made_by))
 
     def encode(self, clip: Clip) -> Coded:
-        """Take the stated bitrate."""
+        """Take the stated bitrate.
+
+        Args:
+            clip: any.
+
+        Returns:
+            No file, and the stated bits.
+        """
         return Coded(b"", self.kbps * 1000 * clip.seconds)
 
     def decode(self, coded: Coded, clip: Clip) -> Wave:  # noqa: ARG002
-        """Read the decode of the clip."""
+        """Read the decode of the clip.
+
+        Args:
+            coded: not used.
+            clip: whose name the decode has.
+
+        Returns:
+            Samples ``[S']`` at 16 kHz.
+
+        Raises:
+            FileNotFoundError: there is none of that name.
+            AudioError: it cannot be read.
+        """
         for stem in (clip.name, Path(clip.name).name):
             for ending in ENDINGS:
                 path = self.folder / (stem + ending)
@@ -289,7 +412,14 @@ def ours(
     *,
     fast: bool = False,
 ) -> Iterator[Semanticodec]:
-    """Yield presets of this package, or of a folder with weights, at every number of solver steps; ``fast`` as well."""
+    """Yield adapters of this package's presets, or of a folder with weights.
+
+    Args:
+        presets: names.
+        steps: every number of solver steps to be taken; None is the preset's own.
+        folder: of weights; None takes the published ones.
+        fast: whether each preset comes with its fast setting as well.
+    """
     for name in presets:
         for count in steps:
             yield Semanticodec(name, count, folder)
@@ -297,20 +427,45 @@ def ours(
             yield Semanticodec(name, folder=folder, fast=True)
 
 
-def gross_bits(net_bits: float, seconds: float, block: float) -> float:
+def found_by(clip: Clip, *, measured: bool) -> str:
+    """Return what of a clip a codec's work on it is found by in the cache.
+
+    Args:
+        clip: any.
+        measured: of :class:`About`; what is not measured are decodes that others have made, which clips of equal
+            content have each under its own name.
+
+    Returns:
+        The digest of its content; with its name where decodes go by names.
+    """
+    return clip.digest if measured else f"{clip.digest}/{clip.name}"
+
+
+def gross_bits(
+    net_bits: float, seconds: float, block: float, block_bits: int | None = None, packet: float | None = None
+) -> float:
     """Count bits on the wire: codes messages of ``server/PROTOCOL.md`` in WebSocket frames, as a listener gets them.
 
-    Every codec's bits are cut into messages of ``block`` seconds; what TLS, TCP and IP add depends on the link and is
-    not counted.
+    Every codec's bits are cut into messages of ``block`` seconds, a last one of what is left, whose payloads are whole
+    bytes.  A codec that sends none but whole blocks has the packed bytes of one in every message; the bits of others
+    are spread evenly over the messages, and where packets vary in length, a byte before each says it (two of packets
+    that average more than 255 bytes).  What TLS, TCP and IP add depends on the link and is not counted.
 
     Args:
         net_bits: of the whole clip.
         seconds: its length.
         block: seconds per message.
+        block_bits: of every block, the last one too, where the codec sends none but whole ones.
+        packet: seconds of a packet, where packets vary in length.
+
+    Returns:
+        Bits of all messages with their frames: a whole number of bytes.
     """
     count = max(1, -(-round(seconds * SAMPLE_RATE) // round(block * SAMPLE_RATE)))
-    payload = max(1, round(net_bits / 8 / count))
+    octets = (net_bits / count if block_bits is None else block_bits) / 8
+    if packet is not None:
+        packets = max(1, -(-round(seconds * SAMPLE_RATE) // round(packet * SAMPLE_RATE)))
+        octets += packets / count * (1 if net_bits <= 8 * 255 * packets else 2)
     # Sequence numbers grow with the session: this is one in the middle of five minutes.
-    size = len(messages.encode(messages.Codes(seq=500, data=bytes(payload)))) - payload
-    frame = 2 if payload + size < 126 else 4
-    return net_bits + 8 * count * (size + frame)
+    message = messages.encode(messages.Codes(seq=500, data=bytes(max(1, math.ceil(octets)))))
+    return 8 * count * frame_bytes(len(message), masked=False)

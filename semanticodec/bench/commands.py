@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import shlex
 import shutil
 import struct
@@ -15,7 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import soundfile
 
@@ -23,9 +24,10 @@ from ..audio import load, resample, save
 from ..config import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from .clips import Clip, Wave
-from .codecs import About, Coded
+from .codecs import LIBRARIES, READING, About, Coded, sources, versions
 
-Payload = Literal["file", "ogg", "adts", "mp3", "codec2-700c", "codec2-1300"]
+Codec2 = Literal["codec2-700c", "codec2-1200", "codec2-1300", "codec2-1600", "codec2-2400", "codec2-3200"]
+Payload = Literal["file", "ogg", "adts", "mp3", Codec2]
 LAUNCHER = """
 import ctypes, os, sys
 told, *command = sys.argv[1:]
@@ -68,6 +70,11 @@ class Command:
             to bytes.
         ending: of the coded file's name.
         delay: algorithmic delay in seconds, if known.
+        frame: samples of a frame at ``rate``, of programs that would keep the end of a clip: silence of the delay and
+            one frame goes behind the clip, and net bits are those of the frames that the clip itself has; else 0.
+        packet: samples of a packet at ``rate``, where packets vary in length; else 0.
+        files: that the programs read beside those their commands name, as a model that a script opens: decodes in the
+            cache are found by their content too.
     """
 
     name: str
@@ -79,9 +86,15 @@ class Command:
     payload: Payload = "file"
     ending: str = ".bin"
     delay: float | None = None
+    frame: int = 0
+    packet: int = 0
+    files: tuple[str, ...] = ()
 
     def missing(self) -> str | None:
-        """Say which program is not installed."""
+        """Say which program is not installed, or which of its files is not there."""
+        for file in self.files:
+            if not Path(file).is_file():
+                return f"there is no file {file}"
         for command in (self.encode_command, self.decode_command):
             program = shlex.split(command)[0]
             if shutil.which(program) is None:
@@ -90,25 +103,45 @@ class Command:
 
     def about(self) -> About:
         """Say which commands it is."""
-        return About(self.family or self.name, self.encode_command, self.rate, self.delay)
+        packet = self.packet / self.rate if self.packet else None
+        return About(self.family or self.name, self.encode_command, self.rate, self.delay, packet=packet)
 
     def fingerprint(self) -> str:
-        """Name the programs by their content, and the libraries that they load by size and time."""
+        """Name the programs and this adapter by their content, and the libraries that they load by size and time."""
         digests = []
         for command in (self.encode_command, self.decode_command):
             program, *words = shlex.split(command)
-            # Scripts and models are words of the command.
+            # Scripts and models are words of the command, or what follows an = in one.
             path = shutil.which(program) or ""
-            files = [path, *(word for word in words if Path(word).is_file())]
+            named = (part for word in words for part in {word, word.rpartition("=")[2]})
+            files = [path, *sorted(part for part in named if Path(part).is_file())]
             digests += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
             digests += _libraries(path)
-        return "/".join((str(dataclasses.astuple(self)), *digests))
+        digests += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in self.files]
+        made_by = sources(*READING, "bench/codecs", "bench/commands"), versions(*LIBRARIES)
+        return "/".join((str(dataclasses.astuple(self)), *digests, *made_by))
 
     def encode(self, clip: Clip, launcher: Sequence[str] = ()) -> Coded:
-        """Run the first command on the clip, after the words ``launcher``."""
+        """Run the first command on the clip.
+
+        Args:
+            clip: any.
+            launcher: words before the command.
+
+        Returns:
+            The coded file, and the net bits in it.
+
+        Raises:
+            AudioError: the program failed or took too long, or the file is not of the format that ``payload`` names.
+        """
         import torch
 
         wave = resample(torch.from_numpy(clip.wave), SAMPLE_RATE, self.rate)
+        own = None
+        if self.frame:
+            own = -(-len(wave) // self.frame)
+            frames = -(-(len(wave) + math.ceil((self.delay or 0) * self.rate)) // self.frame) + 1
+            wave = torch.nn.functional.pad(wave, (0, frames * self.frame - len(wave)))
         with tempfile.TemporaryDirectory() as folder:
             files = self._files(Path(folder))
             if self.raw:
@@ -118,10 +151,22 @@ class Command:
                 save(files["input"], wave, self.rate)
             _run(self.encode_command, files, "coded", launcher)
             data = files["coded"].read_bytes()
-        return Coded(data, _PAYLOADS[self.payload](data))
+        return Coded(data, sum(_PAYLOADS[self.payload](data)[:own]))
 
     def decode(self, coded: Coded, clip: Clip, launcher: Sequence[str] = ()) -> Wave:  # noqa: ARG002
-        """Run the second command on the coded file, after the words ``launcher``."""
+        """Run the second command on the coded file.
+
+        Args:
+            coded: what :meth:`encode` returned.
+            clip: not used.
+            launcher: words before the command.
+
+        Returns:
+            Samples ``[S']`` at 16 kHz, the program's delay and what fills up its last frame among them.
+
+        Raises:
+            AudioError: the program failed or took too long, or wrote no sound.
+        """
         with tempfile.TemporaryDirectory() as folder:
             files = self._files(Path(folder))
             files["coded"].write_bytes(coded.data)
@@ -147,7 +192,17 @@ class Command:
         return result
 
     def peak_memory(self, clip: Clip) -> int:
-        """Return the most resident memory of the two programs in bytes."""
+        """Measure the memory of the two programs.
+
+        Args:
+            clip: to be coded and decoded.
+
+        Returns:
+            The most resident bytes of either.
+
+        Raises:
+            AudioError: as :meth:`encode` and :meth:`decode`.
+        """
         with tempfile.TemporaryDirectory() as folder:
             told = Path(folder) / "told"
             launcher = (sys.executable, "-I", "-S", "-c", LAUNCHER, str(told))
@@ -198,6 +253,9 @@ def _size(path: Path) -> str:
 def ogg_packets(data: bytes) -> list[bytes]:
     """Return the packets of an Ogg stream, its two header packets first.
 
+    Args:
+        data: pages of one stream.
+
     Raises:
         AudioError: it is none.
     """
@@ -217,7 +275,17 @@ def ogg_packets(data: bytes) -> list[bytes]:
 
 
 def adts_payload(data: bytes) -> int:
-    """Return the bytes of an AAC stream without the header of each frame."""
+    """Count the bytes of an AAC stream without the header of each frame.
+
+    Args:
+        data: ADTS frames.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        AudioError: something else than a frame is among them.
+    """
     at = payload = 0
     while at < len(data):
         if len(data) - at < 7 or data[at] != 0xFF or data[at + 1] >> 4 != 0xF:
@@ -230,7 +298,17 @@ def adts_payload(data: bytes) -> int:
 
 
 def mp3_payload(data: bytes) -> int:
-    """Return the bytes of an MP3 stream without the header of each frame."""
+    """Count the bytes of an MP3 stream without the header of each frame.
+
+    Args:
+        data: frames of layer III.
+
+    Returns:
+        Bytes; a last frame that is cut short counts as far as it goes.
+
+    Raises:
+        AudioError: something else than a frame is among them.
+    """
     at = payload = 0
     while at < len(data):
         head = int.from_bytes(data[at : at + 4])
@@ -244,23 +322,34 @@ def mp3_payload(data: bytes) -> int:
     return payload
 
 
+def _frames(bits: int, data: bytes) -> list[int]:
+    return [bits] * (len(data) // -(-bits // 8))
+
+
 MP3_KBPS = (
     (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
     (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
 )
 """Of layer III by the number in a frame's header: at the low sample rates of MPEG-2 and 2.5, and of MPEG-1."""
-_PAYLOADS: dict[Payload, Callable[[bytes], int]] = {
-    "file": lambda data: 8 * len(data),
-    "ogg": lambda data: 8 * sum(map(len, ogg_packets(data)[2:])),
-    "adts": lambda data: 8 * adts_payload(data),
-    "mp3": lambda data: 8 * mp3_payload(data),
-    "codec2-700c": lambda data: len(data) // 4 * 28,
-    "codec2-1300": lambda data: len(data) // 7 * 52,
+CODEC2: dict[Codec2, tuple[int, int]] = {
+    "codec2-700c": (28, 320),
+    "codec2-1200": (48, 320),
+    "codec2-1300": (52, 320),
+    "codec2-1600": (64, 320),
+    "codec2-2400": (48, 160),
+    "codec2-3200": (64, 160),
 }
-"""Net bits of a coded file."""
+"""Bits of a frame, each of which begins at a byte of the file, and its samples at 8 kHz."""
+_PAYLOADS: dict[Payload, Callable[[bytes], list[int]]] = {
+    "file": lambda data: [8 * len(data)],
+    "ogg": lambda data: [8 * len(packet) for packet in ogg_packets(data)[2:]],
+    "adts": lambda data: [8 * adts_payload(data)],
+    "mp3": lambda data: [8 * mp3_payload(data)],
+    **{name: functools.partial(_frames, bits) for name, (bits, _) in CODEC2.items()},
+}
+"""Net bits of a coded file: of each of its frames where they are counted apart."""
 
 OPUS = (6, 8, 12, 16, 24)
-CODEC2 = ("700C", "1200", "1300", "1600", "2400", "3200")
 SPEEX = ((8000, 2), (16000, 1), (16000, 3))
 """Sample rate and quality."""
 MP3 = (8, 16, 24)
@@ -282,17 +371,20 @@ def classical() -> Iterator[Command]:
             payload="ogg",
             ending=".opus",
             delay=0.0265,
+            packet=320,
         )
-    for mode in CODEC2:
+    for name, (_, frame) in CODEC2.items():
+        mode = name.removeprefix("codec2-").upper()
         yield Command(
-            f"codec2-{mode.lower()}",
+            name,
             f"c2enc {mode} {{input}} {{coded}}",
             f"c2dec {mode} {{coded}} {{output}}",
             family="Codec 2",
             rate=8000,
             raw=True,
-            payload="codec2-700c" if mode == "700C" else "codec2-1300" if mode == "1300" else "file",
-            delay=0.04 if mode in ("2400", "3200") else 0.08,
+            payload=name,
+            delay=2 * frame / 8000,
+            frame=frame,
         )
     for rate, quality in SPEEX:
         band = "nb" if rate == 8000 else "wb"
@@ -305,6 +397,7 @@ def classical() -> Iterator[Command]:
             payload="ogg",
             ending=".spx",
             delay=0.03 if band == "nb" else 0.034,
+            frame=rate // 50,
         )
     ffmpeg = "ffmpeg -nostdin -loglevel error -y -i"
     for kbps in MP3:
@@ -315,6 +408,7 @@ def classical() -> Iterator[Command]:
             family="MP3",
             payload="mp3",
             ending=".mp3",
+            packet=576,
         )
     for kbps in AAC:
         yield Command(
@@ -324,6 +418,7 @@ def classical() -> Iterator[Command]:
             family="AAC",
             payload="adts",
             ending=".aac",
+            packet=1024,
         )
 
 
@@ -336,7 +431,14 @@ def configured(path: Path) -> list[Command]:
         encode = "lyra_encoder --input {input} --output {coded} --bitrate 3200"
         decode = "lyra_decoder --input {coded} --output {output}"
 
-    Further keys: rate (Hz, 16000), raw (false), payload ("file"), ending (".bin"), family, delay (s).
+    Further keys: rate (Hz, 16000), raw (false), payload ("file"), ending (".bin"), family, delay (s), files (a list:
+    what the programs read that the commands do not name).
+
+    Args:
+        path: of the file.
+
+    Returns:
+        A codec per table.
 
     Raises:
         ConfigError: a key is missing or unknown, or a value is of the wrong type.
@@ -349,13 +451,14 @@ def configured(path: Path) -> list[Command]:
 
 
 def _configured(path: Path, name: str, table: object) -> Command:
-    kinds = {"family": str, "rate": int, "raw": bool, "payload": str, "ending": str, "delay": float}
+    kinds = {"family": str, "rate": int, "raw": bool, "payload": str, "ending": str, "delay": float, "files": list}
     if not isinstance(table, dict) or not {"encode", "decode"} <= table.keys():
         raise ConfigError(f"{path}: [{name}] needs encode = and decode =")
     if type(table.get("delay")) is int:
         table = table | {"delay": float(table["delay"])}
     wrong = [key for key, value in table.items() if type(value) is not kinds.get(key, str)]
     wrong += table.keys() - kinds.keys() - {"encode", "decode"}
+    wrong += ["files"] * any(not isinstance(file, str) for file in table.get("files", ()))
     if wrong or table.get("payload", "file") not in get_args(Payload):
         raise ConfigError(
             f"{path}: [{name}] has {', '.join(wrong) or 'payload'} wrong; beside encode and decode there may be "
@@ -369,5 +472,5 @@ def _configured(path: Path, name: str, table: object) -> Command:
             shlex.split(table[key])
         except ValueError as error:
             raise ConfigError(f"{path}: [{name}] {key} cannot be split into words ({error}): {table[key]!r}") from None
-    rest = {key: value for key, value in table.items() if key in kinds}
-    return Command(name, table["encode"], table["decode"], **rest)
+    rest: dict[str, Any] = {key: value for key, value in table.items() if key in kinds}
+    return Command(name, table["encode"], table["decode"], **rest | {"files": tuple(rest.get("files", ()))})

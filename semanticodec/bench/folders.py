@@ -15,8 +15,11 @@ MARK = ".semanticodec-bench"
 def marked(folder: Path) -> Path:
     """Make a folder, if there is none, and say that what lies in it is no recording.
 
+    Args:
+        folder: those above it are made too.
+
     Returns:
-        the folder.
+        The folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).write_text("semanticodec bench made this folder, and may empty it.\n")
@@ -24,15 +27,22 @@ def marked(folder: Path) -> Path:
 
 
 def is_ours(folder: Path) -> bool:
-    """Tell whether a folder has the mark."""
+    """Tell whether a folder has the mark.
+
+    Args:
+        folder: which need not be there.
+    """
     return (folder / MARK).is_file()
 
 
 def emptied(folder: Path) -> Path:
     """Make a folder anew, without anything that an earlier call put there.
 
+    Args:
+        folder: with the mark, empty, or not there.
+
     Returns:
-        the folder.
+        The folder.
 
     Raises:
         ConfigError: the folder has something in it and was made by somebody else.
@@ -52,7 +62,14 @@ def emptied(folder: Path) -> Path:
 
 
 def recordings(folder: Path) -> list[Path]:
-    """Return the files of a folder and of those in it, sorted, but for folders with a mark below it."""
+    """Return the files of a folder and of those in it, sorted, but for folders with a mark below it.
+
+    Args:
+        folder: whose own mark does not count.
+
+    Returns:
+        Paths that begin with the folder's.
+    """
     found = []
     for path, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not is_ours(Path(path, name))]

@@ -121,7 +121,8 @@ def export(
 
 def _write_stimuli(folder: Path, item: Item, waves: Mapping[str, Samples]) -> None:
     """Write the reference and what is compared with it, by their names."""
-    prepared = {name: _prepared(wave, item.original) for name, wave in ({REFERENCE: item.original} | waves).items()}
+    heard = {REFERENCE: item.original, **waves}
+    prepared = {name: _prepared(wave, item.original) for name, wave in heard.items()}
     # One factor for all, so that a peak in one of them leaves the others as loud as it.
     loudest = max(1.0, *(float(np.abs(wave).max()) / 0.99 for wave in prepared.values()))
     folder.mkdir(parents=True)

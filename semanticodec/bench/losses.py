@@ -27,7 +27,7 @@ from ..config import SAMPLE_RATE
 from ..model import MISSING
 from ..streaming import Decoder
 from .clips import Clip, Wave
-from .codecs import About, Codec, Coded, Semanticodec, loaded
+from .codecs import About, Codec, Coded, Semanticodec, loaded, sources
 from .commands import Command
 from .machine import machine
 from .outages import FRAMES, Interrupted
@@ -167,8 +167,9 @@ class Lossy:
         return self.codec.about()
 
     def fingerprint(self) -> str:
-        """Name the preset, the method and the lost blocks."""
-        return "/".join((self.codec.fingerprint(), self.method, "".join("-x"[gone] for gone in self.lost)))
+        """Name the preset, the method and the lost blocks, and the code that fills them."""
+        lost = "".join("-x"[gone] for gone in self.lost)
+        return "/".join((self.codec.fingerprint(), sources("bench/losses", "streaming"), self.method, lost))
 
     def encode(self, clip: Clip) -> Coded:
         """Code the clip, as if nothing was going to be lost."""

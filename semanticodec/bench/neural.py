@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..audio import resample
 from ..config import SAMPLE_RATE
 from ..wire import pack, packed_size, unpack
 from .clips import Clip, Wave
-from .codecs import About, Coded
+from .codecs import LIBRARIES, READING, About, Coded, content, sources, versions
 
 Kind = Literal["encodec", "dac", "mimi"]
 CLASSES = {"encodec": "EncodecModel", "dac": "DacModel", "mimi": "MimiModel"}
@@ -71,12 +70,22 @@ class Hub:
         )
 
     def fingerprint(self) -> str:
-        """Name the weights by their content."""
-        return f"{self.name}/{hashlib.sha256(self._weights().read_bytes()).hexdigest()}"
+        """Name the weights, what configures them and this adapter by content, and the libraries by their versions."""
+        weights = self._weights()
+        files = (weights, *sorted(weights.parent.glob("*.json")))
+        made_by = sources(*READING, "bench/codecs", "bench/neural", "wire"), versions(*LIBRARIES, "transformers")
+        return "/".join((self.name, ",".join(file.name for file in files), content(files), *made_by))
 
     @torch.inference_mode()
     def encode(self, clip: Clip) -> Coded:
-        """Code a clip and pack its codes."""
+        """Code a clip and pack its codes.
+
+        Args:
+            clip: any.
+
+        Returns:
+            Packed codes, and the codes ``[books, F]``.
+        """
         model = _model(self.kind, self.source)
         wave = resample(torch.from_numpy(clip.wave), SAMPLE_RATE, int(model.config.sampling_rate))[None, None]
         if self.kind == "encodec":
@@ -94,7 +103,15 @@ class Hub:
 
     @torch.inference_mode()
     def decode(self, coded: Coded, clip: Clip) -> Wave:
-        """Decode the packed codes and cut what the last frame adds."""
+        """Decode the packed codes and cut what the last frame adds.
+
+        Args:
+            coded: what :meth:`encode` returned.
+            clip: the same, for its length.
+
+        Returns:
+            Samples ``[S']`` at 16 kHz, at most as many as the clip has.
+        """
         model = _model(self.kind, self.source)
         bits = [(_codebook_size(model) - 1).bit_length()] * self.books
         codes = torch.from_numpy(unpack(coded.data, bits, 8 * len(coded.data) // sum(bits)))

@@ -13,20 +13,11 @@ import numpy as np
 from ..config import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from .clips import Clip, Wave
-from .codecs import About, Coded
-from .commands import Command, classical, ogg_packets
+from .codecs import About, Coded, sources
+from .commands import CODEC2, Command, classical, ogg_packets
 
-FRAMES = {
-    "codec2-700c": (4, 0.04),
-    "codec2-1200": (6, 0.04),
-    "codec2-1300": (7, 0.04),
-    "codec2-1600": (8, 0.04),
-    "codec2-2400": (6, 0.02),
-    "codec2-3200": (8, 0.02),
-}
+FRAMES: dict[str, tuple[int, float]] = {name: (-(-bits // 8), frame / 8000) for name, (bits, frame) in CODEC2.items()}
 """Bytes and seconds of a frame of Codec 2, which has no concealment of its own."""
-HELD = "held@2"
-"""What is done about lost frames of Codec 2; the number goes up when that changes."""
 OPUS_RATE = 48_000
 """Samples per second that an Opus header counts in."""
 LONGEST = SAMPLE_RATE * 120 // 1000
@@ -67,16 +58,37 @@ class Interrupted:
 
     def fingerprint(self) -> str:
         """Name the codec, what decodes it, and the losses."""
-        decoder = HELD if self.codec.name in FRAMES else _libopus().opus_get_version_string().decode()
+        decoder = "held" if self.codec.name in FRAMES else _libopus().opus_get_version_string().decode()
         lost = "".join("-x"[gone] for gone in self.lost)
-        return "/".join((self.codec.fingerprint(), decoder, lost, str(self.stretch)))
+        return "/".join((self.codec.fingerprint(), sources("bench/outages"), decoder, lost, str(self.stretch)))
 
     def encode(self, clip: Clip) -> Coded:
-        """Code the clip, as if nothing was going to be lost."""
+        """Code the clip, as if nothing was going to be lost.
+
+        Args:
+            clip: any.
+
+        Returns:
+            What the codec makes of it.
+
+        Raises:
+            AudioError: as :meth:`.commands.Command.encode`.
+        """
         return _coded(self.codec, clip)
 
     def decode(self, coded: Coded, clip: Clip) -> Wave:
-        """Decode what arrived."""
+        """Decode what arrived.
+
+        Args:
+            coded: what :meth:`encode` returned.
+            clip: the same.
+
+        Returns:
+            Samples ``[S']`` at 16 kHz.
+
+        Raises:
+            AudioError: the program failed, or libopus did.
+        """
         if self.codec.name not in FRAMES:
             return concealed(ogg_packets(coded.data), self._gone)
         size, seconds = FRAMES[self.codec.name]
@@ -98,6 +110,9 @@ class Interrupted:
 def interruptible(names: Sequence[str]) -> list[Command]:
     """Return the classical codecs of these names.
 
+    Args:
+        names: each once.
+
     Raises:
         ConfigError: one of them is none that losses are known for, or comes twice.
     """
@@ -111,7 +126,12 @@ def interruptible(names: Sequence[str]) -> list[Command]:
 
 
 def held(frames: Sequence[bytes], gone: Sequence[bool]) -> Iterator[bytes]:
-    """Put the last frame that arrived in the place of lost ones; the first one arrived."""
+    """Put the last frame that arrived in the place of lost ones.
+
+    Args:
+        frames: at least one.
+        gone: which of them are lost; not the first.
+    """
     last = frames[0]
     for frame, lost in zip(frames, gone, strict=True):
         last = last if lost else frame
@@ -130,6 +150,9 @@ def concealed(packets: Sequence[bytes], gone: Callable[[int], bool]) -> Wave:
     Args:
         packets: of an Ogg file, its two headers among them.
         gone: tells of the sample that a packet's sound begins at whether it is lost.
+
+    Returns:
+        Samples ``[S']``, without those that the header says to skip.
 
     Raises:
         AudioError: libopus is not installed, or cannot decode it.

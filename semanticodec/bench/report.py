@@ -18,6 +18,7 @@ from ..config import SAMPLE_RATE
 from ..demo import log_mel
 from .align import align
 from .clips import Clip
+from .codecs import found_by
 from .figures import Plot, against_speed, bars, counted, rate_distortion
 from .folders import emptied
 from .metrics import METRICS
@@ -73,7 +74,8 @@ def hang(results: Results, clips: Iterable[Clip], cache: Path, folder: Path, eac
             pieces = {"original": original}
             for name, system in results.systems.items():
                 if "fingerprint" in system and clip.name in results.scores(name, "kbps_net"):
-                    decoded = Entry.of(cache, system["fingerprint"], clip.digest).decoded()
+                    content = found_by(clip, measured=system["measured"])
+                    decoded = Entry.of(cache, system["fingerprint"], content).decoded()
                     level = bool(results.settings["compensate"])
                     pieces[name] = align(original, decoded, delay=results.late(name, clip.name), level=level).wave
             for name, wave in pieces.items():

@@ -27,7 +27,7 @@ from ..config import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from .align import Delay, align, bandwidth, chosen, delays_of, find_delay
 from .clips import KINDS, Clip, Wave, read, thin
-from .codecs import About, Codec, Coded, gross_bits, sources
+from .codecs import About, Codec, Coded, Decodes, found_by, gross_bits, sources
 from .listening import ANCHORS, REFERENCE
 from .machine import machine
 from .metrics import METRICS, Sound, Value, release
@@ -95,15 +95,15 @@ class Entry:
     key: str
 
     @classmethod
-    def of(cls, cache: Path, fingerprint: str, digest: str) -> Entry:
+    def of(cls, cache: Path, fingerprint: str, content: str) -> Entry:
         """Find the place by content.
 
         Args:
             cache: folder.
             fingerprint: what :func:`hashed` returns.
-            digest: SHA-256 of the clip's file.
+            content: what :func:`.codecs.found_by` returns of the clip.
         """
-        return cls(cache, hashlib.sha256(f"{fingerprint}\n{digest}".encode()).hexdigest()[:32])
+        return cls(cache, hashlib.sha256(f"{fingerprint}\n{content}".encode()).hexdigest()[:32])
 
     def path(self, ending: str) -> Path:
         """Return the path of a file of this entry."""
@@ -164,7 +164,8 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
     costly = {clip.name for clip in thin(plan.clips, plan.costly_every)}
 
     def entry(codec: Codec, clip: Clip) -> Entry:
-        return Entry.of(plan.cache, prints[codec.name], clip.digest)
+        content = found_by(clip, measured=not isinstance(codec, Decodes))
+        return Entry.of(plan.cache, prints[codec.name], content)
 
     with workers(plan.jobs) as each:
         pairs = [(codec, clip) for codec in codecs for clip in plan.clips]
@@ -311,7 +312,8 @@ def _costs(record: Mapping[str, Any], about: About, seconds: float) -> dict[str,
     bits = {"net": record["net_bits"], "entropy": record["entropy_bits"]}
     found: dict[str, Value] = {}
     if about.measured:
-        bits |= {"file": 8 * record["bytes"], "gross": gross_bits(record["net_bits"], seconds, about.block)}
+        gross = gross_bits(record["net_bits"], seconds, about.block, about.block_bits, about.packet)
+        bits |= {"file": 8 * record["bytes"], "gross": gross}
         found = {name: (spent / seconds, seconds) for name, spent in record.get("seconds", {}).items()}
     return {f"kbps_{name}": (n / seconds / 1000, seconds) for name, n in bits.items() if n is not None} | found
 
@@ -351,16 +353,19 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
         wave, decoding = _timed(lambda: codec.decode(coded, clip))
     except Exception as error:  # an adapter is anybody's code: one odd clip does not end a night's run
         return f"{type(error).__name__}: {error}"
+    timing = {
+        "seconds": {
+            "encode_cpu": encoding[1],
+            "decode_cpu": decoding[1],
+            "encode_wall": encoding[0],
+            "decode_wall": decoding[0],
+        },
+        "timed_by": _timer(),
+    }
     entry.path(".flac").parent.mkdir(parents=True, exist_ok=True)
     save(entry.path(".flac"), torch.from_numpy(np.ascontiguousarray(wave)), SAMPLE_RATE)
     if coded.codes is not None:
         np.save(entry.path(".npy"), coded.codes)
-    seconds = {
-        "encode_cpu": encoding[1],
-        "decode_cpu": decoding[1],
-        "encode_wall": encoding[0],
-        "decode_wall": decoding[0],
-    }
     entry.write(
         {
             "codec": codec.name,
@@ -368,7 +373,7 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
             "bytes": len(coded.data),
             "net_bits": coded.net_bits,
             "entropy_bits": coded.entropy_bits,
-            **({"seconds": seconds, "timed_by": _timer()} if timed else {}),
+            **(timing if timed else {}),
             "scores": {},
         }
     )

@@ -16,7 +16,7 @@ from ..demo import log_mel
 from ..errors import ConfigError
 from .align import align
 from .clips import Clip, origin
-from .codecs import Codec, Semanticodec
+from .codecs import Codec, Semanticodec, found_by
 from .cost import cost
 from .listening import LONGEST, Item
 from .neural import Hub
@@ -32,6 +32,9 @@ def survey(results: Results, plan: Plan, *, costs: bool) -> Results:
         results: of the plan.
         plan: that was run.
         costs: whether to measure memory, operations and latency, which takes a fresh process per codec.
+
+    Returns:
+        The results with them; costs that could not be measured are among what failed.
     """
     systems = {name: dict(facts) for name, facts in results.systems.items()}
     clips = {clip.name: clip for clip in plan.clips if clip.name in results.clips}
@@ -53,11 +56,22 @@ def survey(results: Results, plan: Plan, *, costs: bool) -> Results:
 
 
 def codes_facts(codec: Codec, results: Results, clips: Mapping[str, Clip], cache: Path) -> dict[str, Any]:
-    """Count a system's codes and classify clips by them; nothing for codecs without codes."""
-    fingerprint = results.systems[codec.name]["fingerprint"]
+    """Count a system's codes and classify clips by them.
+
+    Args:
+        codec: the system.
+        results: of a run of it.
+        clips: of that run, by name.
+        cache: of that run.
+
+    Returns:
+        Facts by name; none for codecs without codes.
+    """
+    facts = results.systems[codec.name]
     coded: dict[str, NDArray[np.int64]] = {}
     for name in results.scores(codec.name, "kbps_net"):
-        codes = Entry.of(cache, fingerprint, clips[name].digest).codes()
+        content = found_by(clips[name], measured=facts["measured"])
+        codes = Entry.of(cache, facts["fingerprint"], content).codes()
         if codes is not None:
             coded[name] = codes
     if not coded:
@@ -92,6 +106,9 @@ def listening_items(
         each: recordings of each kind.
         seed: of the choice.
 
+    Returns:
+        An item per recording, decodes aligned with the original.
+
     Raises:
         ConfigError: a system is not in the results, or comes twice, or none of the clips is in them.
     """
@@ -115,7 +132,8 @@ def listening_items(
             decodes = {}
             for name in systems:
                 facts = results.systems[name]
-                decoded = Entry.of(cache, facts["fingerprint"], clip.digest).decoded()
+                content = found_by(clip, measured=facts["measured"])
+                decoded = Entry.of(cache, facts["fingerprint"], content).decoded()
                 decodes[name] = align(original, decoded, delay=results.late(name, clip.name)).wave
             items.append(Item(clip.name, original, decodes))
     if not items:
