@@ -267,6 +267,28 @@ def test_a_process_that_dies_is_no_riddle(audio: Path, tmp_path: Path):
 
 
 @dataclass(frozen=True)
+class Cutting(Worse):
+    """A codec that cuts its look-ahead off the beginning of every second clip, as speexdec does of some."""
+
+    def decode(self, coded: Coded, clip: Clip) -> Wave:
+        late = super().decode(coded, clip)
+        return late[self.late :] if int(clip.name[1:]) % 2 else late
+
+
+def test_each_clip_has_its_own_delay_undone(audio: Path, tmp_path: Path):
+    codecs = [Worse("in time", 0.001), Cutting("cutting", 0.001, late=160)]
+    results = run(Plan(codecs, find(audio), tmp_path, ("lsd",)), "x")
+    assert results.systems["cutting"]["delay_samples"] in (0, 160)
+    assert {clip: results.late("cutting", clip) for clip in results.clips} == {
+        f"c{n}": 0 if n % 2 else 160 for n in range(8)
+    }
+    scores = [results.scores(name, "lsd") for name in ("in time", "cutting")]
+    assert all(scores[1][clip][0] == pytest.approx(value, rel=0.05) for clip, (value, _) in scores[0].items())
+    page = write_report(results, tmp_path / "report").read_text()
+    assert re.search(r"<td>(10\.0 or 0\.0|0\.0 or 10\.0)</td>", page)
+
+
+@dataclass(frozen=True)
 class Slow(Worse):
     """A codec that takes long the first time that a process uses it, as those do that compile or load late."""
 

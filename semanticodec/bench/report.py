@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -220,20 +221,30 @@ def _most(measure: str, means: Mapping[str, Mapping[str, Interval | None]]) -> i
     return max(value.clips for found in means.values() if (value := found[measure]))
 
 
+def _undone(results: Results, system: str) -> str:
+    """Say which delays in ms were undone, the usual one first."""
+    usual = results.systems[system].get("delay_samples")
+    if usual is None:
+        return "not found" if "delay_samples" in results.systems[system] else ""
+    counts = Counter(results.late(system, clip) for clip in results.values[system].get("late", ()))
+    shown = [f"{late / 16:.1f}" for late, _ in counts.most_common()] if len(counts) > 1 else [f"{usual / 16:.1f}"]
+    return "" if shown == ["0.0"] else " or ".join(shown)
+
+
 def _systems(results: Results) -> str:
     """Lay out what is known of the systems beside scores."""
     heads = {"what": "", "works at": "kHz", "delay": "ms", "delay undone": "ms", "parameters": "millions"}
     heads |= {**dict(COSTS.values()), "further": ""}
     known = {"family", "what", "rate", "delay", "block", "parameters", "measured", "delay_samples", "fingerprint"}
-    known |= COSTS.keys() | CODES.keys()
+    known |= COSTS.keys() | CODES.keys() | {"block_bits", "packet"}
     table: dict[str, list[str]] = {}
     for name, system in results.systems.items():
-        delay, parameters, lag = (system.get(fact) for fact in ("delay", "parameters", "delay_samples"))
+        delay, parameters = (system.get(fact) for fact in ("delay", "parameters"))
         table[name] = [
             system["what"] if system.get("measured", True) else f"{system['what']} (not measured here)",
             f"{system['rate'] / 1000:g}",
             "" if delay is None else f"{1000 * delay:.0f}",
-            "not found" if lag is None and "delay_samples" in system else "" if not lag else f"{lag / 16:.1f}",
+            _undone(results, name),
             "" if parameters is None else f"{parameters / 1e6:.1f}",
             *("" if system.get(fact) is None else f"{system[fact]:.3g}" for fact in COSTS),
             "; ".join(f"{key.replace('_', ' ')} {_told(v)}" for key, v in system.items() if v and key not in known),

@@ -203,12 +203,7 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
         },
         clips=described(plan.clips),
         systems={
-            codec.name: {
-                **dataclasses.asdict(codec.about()),
-                "delay_samples": delays[codec.name].usual,
-                "fingerprint": prints[codec.name],
-                **_timed_elsewhere([record for clip in plan.clips if (record := entry(codec, clip).read())]),
-            }
+            codec.name: _facts(codec, prints[codec.name], delays[codec.name], [entry(codec, c) for c in plan.clips])
             for codec in codecs
         },
         values=values,
@@ -318,10 +313,11 @@ def _costs(record: Mapping[str, Any], about: About, seconds: float) -> dict[str,
     return {f"kbps_{name}": (n / seconds / 1000, seconds) for name, n in bits.items() if n is not None} | found
 
 
-def _timed_elsewhere(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Say by whom clips were timed, if that was not only this machine and commit."""
-    by = {record["timed_by"] for record in records if "seconds" in record}
-    return {"timed_by": sorted(by)} if by - {_timer()} else {}
+def _facts(codec: Codec, fingerprint: str, delays: Delays, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return what results keep of a codec; also by whom clips were timed, if not only by this machine and commit."""
+    facts = {**dataclasses.asdict(codec.about()), "delay_samples": delays.usual, "fingerprint": fingerprint}
+    by = {record["timed_by"] for entry in entries if "seconds" in (record := entry.read())}
+    return facts | ({"timed_by": sorted(by)} if by - {_timer()} else {})
 
 
 @functools.cache

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from ..errors import ConfigError
 from .jobs import complain, user_errors
 
 if TYPE_CHECKING:
     from ..bench.codecs import Codec
+    from ..bench.pool import Advance
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Compare codecs at measured bits (needs the extra bench)."
@@ -83,6 +84,20 @@ def _codecs(
     return found
 
 
+def _only(codecs: list[Codec], names: str | None) -> list[Codec]:
+    """Keep the codecs that are named; all without names."""
+    if names is None:
+        return codecs
+    chosen = _names(names)
+    absent = set(chosen) - {codec.name for codec in codecs}
+    if absent:
+        raise ConfigError(
+            f"no codec {', '.join(sorted(absent))} among {', '.join(codec.name for codec in codecs)}; "
+            "more come with --codecs, --config and --decodes"
+        )
+    return [codec for codec in codecs if codec.name in chosen]
+
+
 @app.command()
 def run(
     audio: Audio,
@@ -125,18 +140,9 @@ def run(
         from ..bench.report import hang, write_report
         from ..bench.survey import survey
 
-        wanted = _codecs(_names(codecs) if codecs else [], steps or [], fast, weights, hub, config, decodes or [])
-        if only is not None:
-            chosen = _names(only)
-            missing = set(chosen) - {codec.name for codec in wanted}
-            if missing:
-                raise ConfigError(
-                    f"no codec {', '.join(sorted(missing))} among {', '.join(codec.name for codec in wanted)}; "
-                    "more come with --codecs, --config and --decodes"
-                )
-            wanted = [codec for codec in wanted if codec.name in chosen]
+        sets = _names(codecs) if codecs else []
         plan = module.Plan(
-            wanted,
+            _only(_codecs(sets, steps or [], fast, weights, hub, config, decodes or []), only),
             thin(find(audio), every),
             marked(out / "cache"),
             tuple(_names(metrics)) if metrics else tuple(METRICS),
@@ -147,13 +153,7 @@ def run(
         emptied(out / "gallery")  # now, and not after a night's work, if it is somebody else's
         with _progress() as progress:
             task = progress.add_task("starting")
-            results = module.run(
-                plan,
-                title,
-                lambda stage, what, done, total: progress.update(
-                    task, description=f"{stage} {what}", completed=done, total=total
-                ),
-            )
+            results = module.run(plan, title, _advance(progress, task))
             progress.update(task, description="looking at codes and costs")
             results = survey(results, plan, costs=costs)
         results.save(out)
@@ -336,16 +336,8 @@ def losses(
         clips = thin(find(audio), every)
         with _progress() as progress:
             task = progress.add_task(name, total=len(clips))
-            results = module.measure(
-                codec,
-                clips,
-                marked(cache or out / "cache"),
-                jobs,
-                lambda stage, what, done, total: progress.update(
-                    task, description=f"{stage} {what}", completed=done, total=total
-                ),
-                others,
-            )
+            kept = marked(cache or out / "cache")
+            results = module.measure(codec, clips, kept, jobs, _advance(progress, task), others)
         module.write(out, results)
         for what, reason in {**results.skipped, **results.failed}.items():
             complain(what, reason)
@@ -372,6 +364,15 @@ def _names(text: str) -> list[str]:
 def _progress() -> Progress:
     console = Console(stderr=True)
     return Progress(console=console, transient=True, disable=not console.is_terminal)
+
+
+def _advance(progress: Progress, task: TaskID) -> Advance:
+    """Return what shows how far a stage is."""
+
+    def show(stage: str, what: str, done: int, total: int) -> None:
+        progress.update(task, description=f"{stage} {what}", completed=done, total=total)
+
+    return show
 
 
 def _need_extra() -> None:
