@@ -314,7 +314,7 @@ def ratios() -> str:
             about = found[f"{part}_machine"]
             where.setdefault((about["commit"][:7], about["threads"]), []).append(part)
     peak = found["official_machine"]["sgemm_gflops_per_cpu_second"]
-    told = f"SGEMM {peak:.0f} GFLOP per CPU second.  " + "; ".join(
+    told = f"SGEMM of the compared part {peak:.0f} GFLOP per CPU second.  " + "; ".join(
         f"{', '.join(parts)}: commit {commit}, {threads} thread{'s' * (threads > 1)}"
         for (commit, threads), parts in where.items()
     )
@@ -325,8 +325,8 @@ def ratios() -> str:
             f"{curves}.",
             table(heads_mini, factors),
             *([f"`torch.compile` on a CPU: {compiled}."] if compiled else []),
-            f"The first `semanticodec encode` is done {start['encode']:.1f} s after its start, `--help` after "
-            f"{start['--help']:.1f} s.  {told}.",
+            f"`semanticodec encode` is done {start['encode']:.1f} s after its start, `--help` after "
+            f"{start['--help']:.1f} s (median of three processes, what they read in the system's memory).  {told}.",
         )
     )
 
