@@ -395,6 +395,17 @@ with open(sys.argv[1], "rb") as file:
 
 
 class TestShipped:
+    @pytest.mark.parametrize("name", sorted(prior.presets()))
+    def test_no_sum_leaves_what_float32_holds(self, name: str) -> None:
+        for q, layers in enumerate(prior.current(name).streams):
+            widths = [prior.current(name).streams[stream].embedding.shape[1] for stream, *_ in prior.SLOTS[q]]
+            largest = [float(np.abs(prior.current(name).streams[s].embedding).max()) for s, *_ in prior.SLOTS[q]]
+            seen = np.repeat(largest, widths)
+            first = seen @ np.abs(layers.first) + np.abs(layers.first_bias).max(0)
+            second = prior.HIDDEN_MAX * np.abs(layers.second).sum(0) + np.abs(layers.second_bias).max(0)
+            last = prior.OUTPUT_MAX * np.abs(layers.output).sum(1) + 64 * np.abs(layers.bias).max(0)
+            assert max(first.max(), second.max(), last.max()) < 2**24
+
     def test_every_mini_has_one_and_they_are_small(self) -> None:
         ids = json.loads((prior.FOLDER / "current.json").read_text())
         assert sorted(ids) == sorted(f"mini-{rate}" for rate in config.RATES)

@@ -57,14 +57,23 @@ UNCOUNTED: dict[Any, Callable[..., int]] = {
 
 
 def gflop(run: Callable[[], object]) -> float:
-    """Count the multiply-adds (as two operations each) of one run, in GFLOP; meta tensors cost nothing."""
+    """Count the multiply-adds (as two operations each) of one run, in GFLOP; meta tensors cost nothing.
+
+    Args:
+        run: what is counted; it runs once.
+    """
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
         run()
     return float(counter.get_total_flops()) / 1e9
 
 
 def cost(codec: Codec, clip: Clip) -> Cost:
-    """Measure in a fresh process, so that memory is the codec's own."""
+    """Measure in a fresh process, so that memory is the codec's own.
+
+    Args:
+        codec: any that can run here.
+        clip: that it codes and decodes.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return pool.submit(_cost, codec, clip).result()

@@ -153,7 +153,12 @@ def label(measure: str) -> str:
 
 
 def told(value: Interval, digits: int = 3) -> str:
-    """Write a mean, its interval unless it is of one clip, and the number of clips."""
+    """Write a mean, its interval unless it is of one clip, and the number of clips.
+
+    Args:
+        value: to write.
+        digits: after the point.
+    """
     reach = f" [{value.low:.{digits}f}, {value.high:.{digits}f}]" if value.clips > 1 else ""
     return f"{value.mean:.{digits}f}{reach}, n = {value.clips}"
 
@@ -166,7 +171,15 @@ def counted(values: Iterable[Interval | None]) -> str:
 
 
 def rate_distortion(results: Results, measure: str) -> Plot | None:
-    """Plot a metric against the net bitrate, a line per family, with 95 % intervals."""
+    """Plot a metric against the net bitrate, a line per family, with 95 % intervals.
+
+    Args:
+        results: of a run.
+        measure: name of the metric.
+
+    Returns:
+        None where no system has a bitrate and a value.
+    """
 
     def rate(name: str, kind: str) -> float | None:
         kbps = results.mean(name, "kbps_net", kind)
@@ -184,7 +197,15 @@ def rate_distortion(results: Results, measure: str) -> Plot | None:
 
 
 def against_speed(results: Results, measure: str) -> Plot | None:
-    """Plot a metric against the processor time of encoding and decoding; lines join a family, bitrate by bitrate."""
+    """Plot a metric against the processor time of encoding and decoding; lines join a family, bitrate by bitrate.
+
+    Args:
+        results: of a run.
+        measure: name of the metric.
+
+    Returns:
+        None where no system was timed and has a value.
+    """
 
     def cost(name: str, kind: str) -> float | None:
         encode, decode = (results.mean(name, half, kind) for half in ("encode_cpu", "decode_cpu"))
@@ -202,7 +223,15 @@ def against_speed(results: Results, measure: str) -> Plot | None:
 
 
 def bars(results: Results, measure: str) -> Plot | None:
-    """Plot a metric per system, in the order of the bitrate."""
+    """Plot a metric per system, in the order of the bitrate.
+
+    Args:
+        results: of a run.
+        measure: name of the metric.
+
+    Returns:
+        None where no system has a bitrate and a value.
+    """
     kbps = {name: value.mean for name in results.systems if (value := results.mean(name, "kbps_net"))}
     names = sorted((name for name in kbps if results.scores(name, measure)), key=lambda name: -kbps[name])
     kinds = [kind for kind in results.kinds if any(results.scores(name, measure, kind) for name in names)]

@@ -34,6 +34,13 @@ PERCENT = {"wer"}
 def codec_superb(results: Results, system: str) -> dict[str, Any]:
     """Return one system in the form of Codec-SUPERB's result files and of its web page's rows.
 
+    Args:
+        results: of a run.
+        system: name.
+
+    Returns:
+        ``results`` and ``row``, each as JSON.
+
     Source: voidful/Codec-SUPERB, ``results/codec-superb-tiny/*.json`` (system -> kind -> metric),
     ``scripts/update_leaderboard.py`` and ``web/src/results/data.js`` (bps in kbit/s, tps, ``speech_pesq`` ...).
     """
@@ -54,6 +61,13 @@ def codec_superb(results: Results, system: str) -> dict[str, Any]:
 
 def versa(results: Results, system: str) -> list[dict[str, Any]]:
     """Return one system as VERSA's per-utterance records: a key, and a number per metric.
+
+    Args:
+        results: of a run.
+        system: name.
+
+    Returns:
+        One record per clip that has a value.
 
     Source: wavlab-speech/versa, ``versa/reporting.py`` (a JSON object per line), ``versa/result_summary.py`` and
     ``docs/supported_metrics.md``.

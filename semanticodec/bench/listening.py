@@ -43,7 +43,15 @@ class Item:
 
 
 def low_pass(wave: Samples, cutoff: float) -> Samples:
-    """Remove what lies above ``cutoff`` Hz, with the steep filter that BS.1534 asks for (over 40 dB within 500 Hz)."""
+    """Remove what lies above ``cutoff`` Hz, with the steep filter that BS.1534 asks for (over 40 dB within 500 Hz).
+
+    Args:
+        wave: ``[S]`` at 16 kHz.
+        cutoff: in Hz.
+
+    Returns:
+        ``[S]``, not delayed.
+    """
     from scipy.signal import firwin, oaconvolve
 
     taps = firwin(511, cutoff, fs=SAMPLE_RATE, window=("kaiser", 8.0))
@@ -52,7 +60,11 @@ def low_pass(wave: Samples, cutoff: float) -> Samples:
 
 
 def key_of(folder: Path) -> Path:
-    """Return where the key of an export lies, if nobody says otherwise: beside its folder."""
+    """Return where the key of an export lies, if nobody says otherwise: beside its folder.
+
+    Args:
+        folder: of the export.
+    """
     folder = folder.resolve()
     return folder.with_name(f"{folder.name}-key.json")
 

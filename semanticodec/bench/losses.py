@@ -65,7 +65,11 @@ class Condition:
 
 
 def conditions(beside: Iterable[str] = ()) -> list[Condition]:
-    """Return what is measured of the methods, and of other codecs; where nothing is lost the methods are one."""
+    """Return what is measured of the methods, and of other codecs; where nothing is lost the methods are one.
+
+    Args:
+        beside: names of codecs other than the preset.
+    """
     clean = [Condition(NONE, 0.0, name) for name in (METHODS[0], *beside)]
     return clean + [Condition(p, r, m) for p in PATTERNS for r in RATES for m in (*METHODS, *beside)]
 
@@ -95,7 +99,17 @@ class Difference:
 
 
 def losses(blocks: int, rate: float, pattern: str, seed: int) -> NDArray[np.bool_]:
-    """Draw which blocks are lost, bool ``[blocks]``: ``rate`` of them exactly, singly or in bursts of random length."""
+    """Draw which blocks are lost, bool ``[blocks]``: ``rate`` of them exactly, singly or in bursts of random length.
+
+    Args:
+        blocks: of a recording.
+        rate: share of them that is lost, 0 to 1.
+        pattern: "random" or "bursts".
+        seed: of the draw.
+
+    Returns:
+        bool ``[blocks]``, true where one is lost.
+    """
     rng = np.random.default_rng((seed, PATTERNS.index(pattern), round(rate * 1000)))
     count = round(rate * blocks)
     if pattern == "random":
@@ -108,7 +122,17 @@ def losses(blocks: int, rate: float, pattern: str, seed: int) -> NDArray[np.bool
 
 
 def lost_of(digest: str, blocks: int, condition: Condition, seed: int) -> tuple[bool, ...]:
-    """Return which of a clip's blocks are lost: a stretch of :data:`TAPE` that begins where its content says."""
+    """Return which of a clip's blocks are lost: a stretch of :data:`TAPE` that begins where its content says.
+
+    Args:
+        digest: of the clip's file, in hexadecimal.
+        blocks: of the clip.
+        condition: says how many are lost, and how.
+        seed: of all draws.
+
+    Returns:
+        One truth value per block.
+    """
     if not condition.rate:
         return (False,) * blocks
     start = int(digest[:16], 16) % TAPE
@@ -122,13 +146,25 @@ def _tape(rate: float, pattern: str, seed: int) -> NDArray[np.bool_]:
 
 
 def masked(codes: Tensor, lost: Sequence[bool], frames: int) -> Tensor:
-    """Mark the codes ``[1, 2, F]`` of lost blocks as missing."""
+    """Mark the codes ``[1, 2, F]`` of lost blocks as missing.
+
+    Args:
+        codes: of a clip.
+        lost: per block.
+        frames: of a block.
+    """
     gone = torch.tensor(lost).repeat_interleave(frames)[: codes.shape[2]]
     return torch.where(gone, MISSING, codes)
 
 
 def repeated(codes: Tensor, lost: Sequence[bool], frames: int) -> Tensor:
-    """Put the last block that arrived in the place of lost ones; before the first there is nothing to repeat."""
+    """Put the last block that arrived in the place of lost ones; before the first there is nothing to repeat.
+
+    Args:
+        codes: ``[1, 2, F]`` of a clip.
+        lost: per block.
+        frames: of a block.
+    """
     blocks = list(codes.split(frames, 2))
     last = torch.full_like(blocks[0], MISSING)
     for index, block in enumerate(blocks):
@@ -140,7 +176,13 @@ def repeated(codes: Tensor, lost: Sequence[bool], frames: int) -> Tensor:
 
 
 def muted(wave: Tensor, lost: Sequence[bool], block: int) -> Tensor:
-    """Silence the samples ``[S]`` of lost blocks."""
+    """Silence the samples ``[S]`` of lost blocks.
+
+    Args:
+        wave: of a clip.
+        lost: per block.
+        block: samples of one.
+    """
     gone = torch.tensor(lost).repeat_interleave(block)[: len(wave)]
     return torch.where(gone, 0.0, wave)
 
@@ -341,7 +383,11 @@ def _code(adapter: Codec, clip: Clip, entry: Entry) -> str | None:
 
 
 def table(results: Results) -> list[Point]:
-    """Average over the clips of each kind, and over all."""
+    """Average over the clips of each kind, and over all.
+
+    Args:
+        results: of :func:`measure`.
+    """
     points = []
     for kind in (ALL, *results.kinds):
         for condition in conditions(results.settings.get("beside", ())):
@@ -354,7 +400,11 @@ def table(results: Results) -> list[Point]:
 
 
 def differences(results: Results) -> Iterator[Difference]:
-    """Compare the methods at each rate, on the same clips with the same losses; codecs beside have other bitrates."""
+    """Compare the methods at each rate, on the same clips with the same losses; codecs beside have other bitrates.
+
+    Args:
+        results: of :func:`measure`.
+    """
     for kind in (ALL, *results.kinds):
         for name in MEASURES:
             for pattern in PATTERNS:
@@ -370,7 +420,14 @@ def differences(results: Results) -> Iterator[Difference]:
 
 
 def draw(path: Path, points: Sequence[Point], title: str, kbps: Mapping[str, float]) -> None:
-    """Plot log-mel L1 and STOI against the loss rate, one line per method or codec, one column per pattern."""
+    """Plot log-mel L1 and STOI against the loss rate, one line per method or codec, one column per pattern.
+
+    Args:
+        path: of the PNG to write.
+        points: as :func:`table` returns them.
+        title: of the columns.
+        kbps: net bitrate of each codec beside, for the legend.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -409,7 +466,12 @@ def draw(path: Path, points: Sequence[Point], title: str, kbps: Mapping[str, flo
 
 
 def write(folder: Path, results: Results) -> None:
-    """Write ``losses.json`` and ``losses.png``."""
+    """Write ``losses.json`` and ``losses.png``.
+
+    Args:
+        folder: to write to; made if it is not there.
+        results: of :func:`measure`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     points = table(results)
     clips = list(results.clips)

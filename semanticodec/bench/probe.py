@@ -32,7 +32,15 @@ class Use:
 
 
 def use(codes: Iterable[NDArray[np.int64]], sizes: Sequence[int]) -> list[Use]:
-    """Count codes ``[n_q, F]`` of many clips, per codebook."""
+    """Count codes ``[n_q, F]`` of many clips, per codebook.
+
+    Args:
+        codes: of each clip, 0 to the size of their codebook - 1.
+        sizes: of the codebooks.
+
+    Returns:
+        One :class:`Use` per codebook.
+    """
     counts = [np.zeros(size, np.int64) for size in sizes]
     for rows in codes:
         for count, row in zip(counts, rows, strict=True):
@@ -45,7 +53,12 @@ def use(codes: Iterable[NDArray[np.int64]], sizes: Sequence[int]) -> list[Use]:
 
 
 def bag(codes: NDArray[np.int64], sizes: Sequence[int]) -> NDArray[np.float32]:
-    """Pool codes ``[n_q, F]`` into how often each comes up, ``[sum(sizes)]``, square roots of shares."""
+    """Pool codes ``[n_q, F]`` into how often each comes up, ``[sum(sizes)]``, square roots of shares.
+
+    Args:
+        codes: of a clip.
+        sizes: of the codebooks.
+    """
     shares = [np.bincount(row, minlength=size) / row.size for row, size in zip(codes, sizes, strict=True)]
     result: NDArray[np.float32] = np.sqrt(np.concatenate(shares)).astype(np.float32)
     return result

@@ -61,7 +61,13 @@ class Results:
         return {name: clip.get("group", name) for name, clip in self.clips.items()}
 
     def scores(self, system: str, measure: str, kind: str | None = None) -> dict[str, tuple[float, float]]:
-        """Return clip -> (value, weight), of one kind or of all."""
+        """Return clip -> (value, weight), of one kind or of all.
+
+        Args:
+            system: name.
+            measure: name of a metric, or of bits or costs.
+            kind: of sound; None for all.
+        """
         found = self.values.get(system, {}).get(measure, {})
         return {
             clip: (value, weight)
@@ -70,12 +76,26 @@ class Results:
         }
 
     def late(self, system: str, clip: str) -> int:
-        """Return by how many samples a decode was late, which was undone."""
+        """Return by how many samples a decode was late, which was undone.
+
+        Args:
+            system: name.
+            clip: name.
+
+        Returns:
+            Samples at 16 kHz, negative where it was early.
+        """
         usual = self.systems[system].get("delay_samples") or 0
         return int(self.values.get(system, {}).get("late", {}).get(clip, [usual])[0])
 
     def mean(self, system: str, measure: str, kind: str | None = None) -> Interval | None:
-        """Average a measure with its interval; None if no clip has it."""
+        """Average a measure with its interval; None if no clip has it.
+
+        Args:
+            system: name.
+            measure: name of a metric, or of bits or costs.
+            kind: of sound; None for all.
+        """
         scores = self.scores(system, measure, kind)
         return interval(list(scores.values()), [self.groups[clip] for clip in scores])
 
@@ -120,7 +140,11 @@ class Results:
                     }
 
     def save(self, folder: Path) -> None:
-        """Write ``results.json``, and its rows as ``results.jsonl`` and ``results.parquet``."""
+        """Write ``results.json``, and its rows as ``results.jsonl`` and ``results.parquet``.
+
+        Args:
+            folder: to write to; made if it is not there.
+        """
         import pyarrow
         import pyarrow.parquet
 
@@ -135,6 +159,9 @@ class Results:
 
         A line of values has one for each clip, in their order: null, a number, or number and weight if that is not 1.
         A line of tests has a row for each pair of systems; the last of its columns says why a pair was not tested.
+
+        Args:
+            path: of the file.
         """
 
         def listed(found: Mapping[str, list[float]]) -> list[Any]:
@@ -177,6 +204,9 @@ def _row(pair: Comparison) -> list[Any]:
 
 def read_results(path: Path) -> Results:
     """Read ``results.json``, or the one in a folder.
+
+    Args:
+        path: the file, or the folder that holds it.
 
     Raises:
         ConfigError: it is not a file that :meth:`Results.write` wrote.

@@ -135,7 +135,11 @@ class Entry:
 
 
 def hashed(codec: Codec) -> str:
-    """Return the SHA-256 of what a codec's output depends on."""
+    """Return the SHA-256 of what a codec's output depends on.
+
+    Args:
+        codec: any that is not missing.
+    """
     return hashlib.sha256(codec.fingerprint().encode()).hexdigest()
 
 
@@ -245,6 +249,12 @@ def calibrate(coded: Sequence[tuple[Clip, Entry]], each: Each, advance: Advance)
 def readable(clips: Sequence[Clip]) -> tuple[list[Clip], dict[str, str]]:
     """Part clips into those that can be read, and the others' name -> why not, before anything is done with them.
 
+    Args:
+        clips: any.
+
+    Returns:
+        Those that can be read, and name -> reason of the others.
+
     Raises:
         AudioError: there is none that can.
     """
@@ -328,7 +338,14 @@ def _timer() -> str:
 
 
 def score_key(name: str, delay: int, compensate: bool, clip: Clip | None = None) -> str:
-    """Return what a score is found by in its entry."""
+    """Return what a score is found by in its entry.
+
+    Args:
+        name: of the metric, or "notes" for gain and band.
+        delay: samples that were undone.
+        compensate: whether delay and level were undone at all.
+        clip: whose transcript word errors depend on.
+    """
     made_by = METRICS[name].made_by if name in METRICS else "notes"
     key = f"{name}@{made_by}+{ALIGNED}/{delay if compensate else 'as it is'}"
     if name == "wer" and clip is not None:  # what was said is in no other key
@@ -337,7 +354,17 @@ def score_key(name: str, delay: int, compensate: bool, clip: Clip | None = None)
 
 
 def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str | None:
-    """Code and decode one clip, unless that is done; return what went wrong.  Times are as :data:`TIMING` says."""
+    """Code and decode one clip, unless that is done; return what went wrong.  Times are as :data:`TIMING` says.
+
+    Args:
+        codec: to run.
+        clip: to code.
+        entry: where the decode goes.
+        timed: whether seconds are kept.
+
+    Returns:
+        Nothing if all went well.
+    """
     if entry.read():
         return None
     try:
@@ -404,7 +431,15 @@ def _delay(clip: Clip, entry: Entry) -> Delay | None:
 
 
 def score(clip: Clip, entry: Entry, metrics: Sequence[str], delay: int, compensate: bool) -> dict[str, str]:
-    """Take the metrics that are not known yet; each is written as soon as it is.  Return metric -> what went wrong."""
+    """Take the metrics that are not known yet; each is written as soon as it is.  Return metric -> what went wrong.
+
+    Args:
+        clip: the original.
+        entry: where its decode is and scores go.
+        metrics: names.
+        delay: samples to undo.
+        compensate: whether to undo delay and level.
+    """
     record = entry.read()
     scores: dict[str, Any] = record["scores"]
     notes = score_key("notes", delay, compensate)

@@ -124,7 +124,12 @@ class Comparison:
 
 
 def can_reject(differing: int, pairs: int) -> bool:
-    """Tell whether a signed-rank test on so many differences can fall below 0.05 when Holm multiplies it by pairs."""
+    """Tell whether a signed-rank test on so many differences can fall below 0.05 when Holm multiplies it by pairs.
+
+    Args:
+        differing: pairs of values that are not equal.
+        pairs: of systems that are tested together.
+    """
     return pairs * 2.0 ** (1 - differing) <= 0.05
 
 
@@ -172,6 +177,12 @@ def paired(
 
 def holm(values: Sequence[float]) -> list[float]:
     """Correct p-values of tests that belong together, so that any false alarm among them has the stated chance.
+
+    Args:
+        values: p-values, of any order.
+
+    Returns:
+        The corrected ones, in the same order, at most 1.
 
     Source: Holm (1979), as adjusted p-values.
     """

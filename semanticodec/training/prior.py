@@ -38,6 +38,8 @@ PLACES = {
 """Binary places of each tensor."""
 WIDE = ("first_bias", "second_bias")
 """Tensors that need more than 8 bits."""
+WIDEST = 1 << 23
+"""Largest number in these; what is added to them stays below as much, so that float32 holds the sums."""
 REMEMBERED = (0.15, 0.15, 0.7)
 """How often 0, 1 or 2 steps are known before a code: messages and segments begin without any."""
 
@@ -65,7 +67,7 @@ class LayersNet(nn.Module):
 
     def integer(self, name: str) -> Tensor:
         """Return a tensor in units of its last binary place."""
-        limit = 1 << 30 if name in WIDE else 127
+        limit = WIDEST if name in WIDE else 127
         value: Tensor = getattr(self, name)
         return (value * (1 << PLACES[name])).round().clamp(-limit, limit)
 
