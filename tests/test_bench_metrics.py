@@ -17,9 +17,10 @@ from semanticodec.bench.clips import Clip, find, thin
 from semanticodec.bench.codecs import gross_bits
 from semanticodec.bench.commands import adts_payload, ogg_packets
 from semanticodec.bench.listening import low_pass
-from semanticodec.bench.metrics import METRICS, Sound
+from semanticodec.bench.metrics import METRICS
 from semanticodec.bench.probe import bag, probe, use
 from semanticodec.bench.results import Results
+from semanticodec.bench.sounds import Sound
 from semanticodec.bench.statistics import Comparison, holm, interval, paired
 from semanticodec.config import SAMPLE_RATE
 from semanticodec.errors import AudioError

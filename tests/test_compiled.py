@@ -25,7 +25,8 @@ sys.stdin.read()
 """
 SCORE = """
 import numpy as np
-from semanticodec.bench.metrics import METRICS, Sound
+from semanticodec.bench.metrics import METRICS
+from semanticodec.bench.sounds import Sound
 tone = Sound(np.sin(2 * np.pi * 110 / 16_000 * np.arange(16_000)))
 print(f"{np.nanmedian(tone.pitch[0]):.1f} {METRICS['visqol'].value(tone, tone)[0]:.1f}")
 """

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from semanticodec import checkpoints
 from semanticodec.audio import save
 from semanticodec.bench import losses as module
+from semanticodec.bench import lossy
 from semanticodec.bench.clips import Clip
 from semanticodec.bench.codecs import Semanticodec
 from semanticodec.bench.losses import (
@@ -31,13 +32,11 @@ from semanticodec.bench.losses import (
     differences,
     losses,
     lost_of,
-    masked,
     measure,
-    muted,
-    repeated,
     table,
     write,
 )
+from semanticodec.bench.lossy import masked, muted, repeated
 from semanticodec.bench.results import Results
 from semanticodec.bench.run import Plan, run
 from semanticodec.cli import app
@@ -153,7 +152,7 @@ def test_nothing_is_decoded_twice(
     masks = {(lost_of(clip.digest, BLOCKS, each, 0), clip.name) for clip in clips for each in conditions()}
     # What loses the same blocks in two patterns or rates is the same, and without losses it is so for every method.
     assert decodes == len(clips) + len(METHODS) * len({mask for mask in masks if any(mask[0])})
-    monkeypatch.setattr(module, "_decoded", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(lossy, "_decoded", lambda *_: pytest.fail("decoded again"))
     again = measure(spec, clips[::-1], cache)  # neither the order nor the company of a clip matters
     for each in conditions():
         assert again.scores(each.name, "mel_l1") == first.scores(each.name, "mel_l1")
@@ -167,14 +166,14 @@ def test_a_killed_run_goes_on(tmp_path: Path, spec: Semanticodec, clips: list[Cl
     script = f"""
 import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_losses import Clip, Semanticodec, measure, module
-decoded = module._decoded
+from test_losses import Clip, Semanticodec, lossy, measure
+decoded = lossy._decoded
 def slow(codec, clip, codes):
     with Path({str(log)!r}).open("a") as file:
         file.write("decode" + chr(10))
     time.sleep(0.2)
     return decoded(codec, clip, codes)
-module._decoded = slow
+lossy._decoded = slow
 clips = [Clip(path.stem, path.stem[:5], path) for path in sorted(Path({str(clips[0].path.parent)!r}).iterdir())]
 measure({spec!r}, clips, Path({str(cache)!r}))
 """

@@ -12,18 +12,18 @@ import importlib.util
 import logging
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..audio import resample
-from ..compiled import import_librosa, own_cache
+from ..compiled import own_cache
 from ..config import SAMPLE_RATE
 from ..demo import mel_l1
 from .align import Samples
+from .sounds import Sound
 
 SPEECH = ("speech",)
 TONAL = ("speech", "music")
@@ -37,53 +37,6 @@ APOSTROPHES = str.maketrans("\u2019\u02bc", "''")
 
 Value = tuple[float, float]
 """A value and its weight in the mean: 1, or the number of words or frames that it is of."""
-
-
-@dataclass(frozen=True, eq=False)
-class Sound:
-    """One signal and what is derived from it, each thing once.
-
-    Args:
-        wave: ``[S]`` at 16 kHz.
-        text: what is said, if known.
-    """
-
-    wave: Samples = field(repr=False)
-    text: str | None = None
-
-    @functools.cached_property
-    def pitch(self) -> tuple[Samples, NDArray[np.bool_]]:
-        """F0 in Hz (65 to 400; NaN where there is none) and whether it is voiced, of each frame of 20 ms, by pYIN.
-
-        Source: Mauch and Dixon (2014), as in librosa.
-        """
-        f0, voiced, _ = import_librosa().pyin(
-            self.wave, fmin=65, fmax=400, sr=SAMPLE_RATE, frame_length=1024, hop_length=320, resolution=0.2
-        )
-        return f0, voiced
-
-    @functools.cached_property
-    def words(self) -> str:
-        """What pocketsphinx hears with the English models in its wheel."""
-        recogniser = _recogniser()
-        recogniser.reinit()  # what it heard before would change what it hears now
-        recogniser.start_utt()
-        pcm = (np.clip(self.wave, -1, 1) * 32767).astype(np.int16)
-        recogniser.process_raw(pcm.tobytes(), full_utt=True)
-        recogniser.end_utt()
-        heard = recogniser.hyp()
-        return heard.hypstr if heard else ""
-
-    @functools.cached_property
-    def voice(self) -> NDArray[np.float32]:
-        """Resemblyzer's embedding of the speaker, of unit length."""
-        result: NDArray[np.float32] = _speakers().embed_utterance(self.wave.astype(np.float32))
-        return result
-
-    @functools.cached_property
-    def spectra(self) -> list[Samples]:
-        """Magnitudes at three resolutions (FFT 512, 1024, 2048, hop a quarter), ``[frames, bins]``."""
-        return [_magnitudes(self.wave, size) for size in (512, 1024, 2048)]
 
 
 @dataclass(frozen=True)
@@ -458,14 +411,6 @@ def _at(wave: Samples, rate: int) -> Samples:
     return resample(torch.from_numpy(wave), SAMPLE_RATE, rate).double().numpy()
 
 
-def _magnitudes(wave: Samples, size: int) -> Samples:
-    window = torch.hann_window(size, dtype=torch.float64)
-    padded = torch.from_numpy(np.pad(wave, size // 2))
-    spectrum = torch.stft(padded, size, size // 4, window=window, center=False, return_complex=True)
-    result: Samples = spectrum.abs().mT.clamp_min(1e-5).numpy()
-    return result
-
-
 def _word_errors(truth: str, heard: str) -> Value | None:
     import jiwer
 
@@ -482,25 +427,6 @@ def _spoken(text: str) -> list[str]:
     within = zip(plain, letter, letter[1:], letter[2:], strict=False)
     kept = (sign if it or (sign == "'" and left and right) else " " for sign, left, it, right in within)
     return "".join(kept).split()
-
-
-@functools.cache
-def _recogniser() -> Any:
-    import pocketsphinx
-
-    return pocketsphinx.Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
-
-
-@functools.cache
-def _speakers() -> Any:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its dependencies use what setuptools gives up
-        import_librosa()  # which it imports
-        import resemblyzer
-
-        return resemblyzer.VoiceEncoder("cpu", verbose=False)
 
 
 @functools.cache

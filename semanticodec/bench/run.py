@@ -30,9 +30,10 @@ from .clips import KINDS, Clip, Wave, read, thin
 from .codecs import About, Codec, Coded, Decodes, found_by, gross_bits, sources
 from .listening import ANCHORS, REFERENCE
 from .machine import machine
-from .metrics import METRICS, Sound, Value, release
+from .metrics import METRICS, Value, release
 from .pool import Advance, Each, workers
 from .results import Results
+from .sounds import Sound
 
 ALIGNED = "+".join((sources("bench/align")[:16], release("pyloudnorm"), release("numpy")))
 """What undoes delay and level, and takes gain and band: values that other sources or versions found are not used."""
