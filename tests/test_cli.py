@@ -527,6 +527,12 @@ def test_info(tmp_path: Path) -> None:
     assert "standard input" in ok("info", "-", stdin=(tmp_path / "a.scodec").read_bytes()).stdout
 
 
+def test_what_has_no_prior_is_refused_before_weights_are_fetched(tmp_path: Path) -> None:
+    make_sound(tmp_path / "a.wav")
+    result = run("encode", "a.wav", "--entropy", "--model", "semanticodec-25-4096")  # whose weights are not here
+    assert (result.exit_code, "there is no prior for the codes of" in result.stderr) == (1, True)
+
+
 def test_convert(tmp_path: Path, weights: Path) -> None:
     assert "mini-100" in ok("convert", weights / "mini", "mine", "--dtype", "float16").stdout
     make_sound(tmp_path / "a.wav")

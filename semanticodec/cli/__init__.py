@@ -91,10 +91,13 @@ def encode(
 ) -> None:
     """Turn sound files into .scodec files."""
     from .. import audio
+    from ..wire.prior import current
     from . import files
 
     with user_errors(), Work("encoding") as work:
         jobs = plan(inputs, out, tuple(FORMATS), ENDING)
+        if entropy and model in PRESETS:  # before anything is fetched
+            current(model)
         codec = _loader(device, dtype, "encoder")(model, preset)
         for some in work.batches(jobs, batch):
             pooled: list[files.Loaded] = []
