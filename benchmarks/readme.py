@@ -5,7 +5,6 @@
 
 import argparse
 import json
-import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -285,9 +284,11 @@ def ratios() -> str:
     for name, steps, ratio in (
         (f"window, default: DPM-Solver++(2M), {default} steps", default, times[f"default, {default} steps"]),
         (f"window, {near} steps: as near to the {solver['reference']}-step solution as DDIM-{STEPS}", near,
-         solver.get("times_published", math.nan)),
+         solver.get("times_published")),
     ):  # fmt: skip
-        lines.append((name, "", fewer(rows, steps), "", whole, "", f"{ratio:.2f}", fewer(native, steps)))
+        lines.append(
+            (name, "", fewer(rows, steps), "", whole, "", f"{ratio:.2f}" if ratio else "", fewer(native, steps))
+        )
     row = encode["row"]
     name = "encoding of exactly one window; ratio to the published two windows, same networks"
     ratio = RANGE.format(**encode["times_published_windows"], digits=2)
@@ -313,8 +314,9 @@ def ratios() -> str:
         if f"{part}_machine" in found:
             about = found[f"{part}_machine"]
             where.setdefault((about["commit"][:7], about["threads"]), []).append(part)
-    peak = found["official_machine"]["sgemm_gflops_per_cpu_second"]
-    told = f"SGEMM of the compared part {peak:.0f} GFLOP per CPU second.  " + "; ".join(
+    about = found["official_machine"]
+    peak = about["sgemm_gflops_per_cpu_second"]
+    told = f"Compared: {about['instructions']}, SGEMM {peak:.0f} GFLOP per CPU second.  " + "; ".join(
         f"{', '.join(parts)}: commit {commit}, {threads} thread{'s' * (threads > 1)}"
         for (commit, threads), parts in where.items()
     )

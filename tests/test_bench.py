@@ -289,6 +289,24 @@ def test_each_clip_has_its_own_delay_undone(audio: Path, tmp_path: Path):
     assert re.search(r"<td>(10\.0 or 0\.0|0\.0 or 10\.0)</td>", page)
 
 
+def test_decodes_of_equal_clips_are_each_their_own(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clips, theirs = tmp_path / "clips", tmp_path / "theirs"
+    wave, rate = soundfile.read(audio / "c0.flac")
+    for folder, level in ((clips, 0.0), (theirs, 0.05)):
+        folder.mkdir()
+        soundfile.write(folder / "a.wav", wave, rate)
+        noise = np.random.default_rng(0).standard_normal(len(wave))
+        soundfile.write(folder / "b.wav", wave + level * noise, rate)
+    plan = Plan([Decodes("theirs", theirs, 1.0)], find(clips), tmp_path / "cache", ("lsd",))
+    results = run(plan, "x")
+    (good, _), (bad, _) = results.scores("theirs", "lsd").values()
+    assert good < 0.5 < bad  # what rounding to 16 bits leaves
+    monkeypatch.setattr("semanticodec.bench.report.SECONDS", 1)
+    hang(results, plan.clips, plan.cache, tmp_path / "report", 2)
+    hung = [soundfile.read(tmp_path / "report" / "gallery" / f"sound - {name}" / "theirs.flac")[0] for name in "ab"]
+    assert np.abs(hung[0] - hung[1]).max() > 0.05
+
+
 @dataclass(frozen=True)
 class Slow(Worse):
     """A codec that takes long the first time that a process uses it, as those do that compile or load late."""

@@ -131,8 +131,8 @@ def test_decodes_of_equal_clips_go_by_their_names(tmp_path: Path) -> None:
     theirs = Decodes("theirs", tmp_path / "theirs", 1.5)
     first, second = (theirs.decode(Coded(b"", 0.0), clip) for clip in clips)
     assert not np.array_equal(first, second)
-    assert len({found_by(clip, measured=True) for clip in clips}) == 1
-    assert len({found_by(clip, measured=theirs.about().measured) for clip in clips}) == 2
+    assert len({found_by(clip, by_name=False) for clip in clips}) == 1
+    assert len({found_by(clip, by_name=True) for clip in clips}) == 2
 
 
 @pytest.mark.parametrize("name", ["mini-25", "mini-50", "mini-100"])

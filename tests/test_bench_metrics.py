@@ -278,6 +278,8 @@ def test_a_codec_has_one_delay(voice: np.ndarray):
     heard = [Delay(n, exact=False) for n in (320, 304, 368, -2000, 336)]
     assert delays_of([*heard, None, Delay(400)]) == [320]
     assert chosen([320], Delay(7)) == chosen([320], heard[3]) == chosen([320], None) == 320
+    assert delays_of([Delay(64)] * 5 + [Delay(0, exact=False)] * 5) == [64]  # envelopes that say nothing
+    assert delays_of([Delay(160)]) == [160]
     assert delays_of([None]) == []
     assert chosen([], None) == chosen([], Delay(7)) == 0
     noise = np.random.default_rng(1).standard_normal(len(voice))

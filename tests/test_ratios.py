@@ -80,8 +80,8 @@ def test_the_published_decoder_is_the_baseline(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_is_compared_is_held_to_the_same_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEPT", "1")
-    assert ratios.held_to_avx2(os.getenv, "ONEDNN_MAX_CPU_ISA") == "AVX2"
     most = torch.backends.cpu.get_cpu_capability()
+    assert ratios.held_to_avx2(os.getenv, "ONEDNN_MAX_CPU_ISA") == ("AVX2" if most == "AVX512" else None)
     assert ratios.held_to_avx2(torch.backends.cpu.get_cpu_capability) == ("AVX2" if most == "AVX512" else most)
     assert not ratios.AVX2.keys() & os.environ.keys()
     assert os.environ["KEPT"] == "1"
@@ -92,7 +92,6 @@ def test_encoding_one_window_instead_of_two(sgemm: Sgemm) -> None:
     result = ratios.measure_encode(
         dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, mae=mae)), sgemm
     )
-    assert result["row"]["gflop"] > 0
     assert result["row"]["gflop"] > 0
     assert 1 < result["times_published_windows"]["median"] < 4
 
@@ -115,7 +114,8 @@ def test_times_of_another_run_are_not_compared_with(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ratios, "curve", lambda _: {"dpmpp_2m": {8: 0.1}, "ddim": {50: 0.2}})
     about = {"official": {"rows": {}}, "official_machine": {"sgemm_gflops_per_cpu_second": 1}}
     (tmp_path / "ratios.json").write_text(json.dumps(about))
-    ratios.main(["--only", "solver", "--write", "--threads", str(torch.get_num_threads())])
+    monkeypatch.setattr(ratios, "held_to_avx2", lambda *_: {"rows": {}, "machine": {}})
+    ratios.main(["--only", "solver", "official", "--write", "--threads", str(torch.get_num_threads())])
     assert "times_published" not in json.loads((tmp_path / "ratios.json").read_text())["solver"]
 
 

@@ -25,7 +25,7 @@ NONE = WINDOW // 4
 NEAR = 8
 """Samples within which the waveforms of two clips tell the same delay: what a codec loses moves the peak a little."""
 SHARED = 0.1
-"""Share of the clips whose waveforms tell a delay that has to have one for it to be more than chance."""
+"""Share of the clips that has to tell a delay for it to be more than chance."""
 LIMIT = 20.0
 """Largest gain in dB."""
 BAND = 250
@@ -79,24 +79,26 @@ def delays_of(estimates: Iterable[Delay | None]) -> list[int]:
     """Return the delays that a codec has, the most common one first; nothing if no clip tells.
 
     A codec has one delay, whatever it codes; but some programs cut their look-ahead off the beginning of some files and
-    not of others (speexdec).  Where most waveforms correlate these are told apart, and what a clip alone tells is none:
-    the best lag of a tone may be its next period.  Otherwise there is one, the median.
+    not of others (speexdec).  Where most waveforms correlate these are told apart, if two clips and a tenth of all tell
+    the same: the best lag of a lone tone may be its next period.  Otherwise there is one, the median.
 
     Args:
         estimates: of several clips, None where it cannot be told.
     """
     known = [estimate for estimate in estimates if estimate]
-    exact = [estimate.samples for estimate in known if estimate.exact]
-    if 2 * len(exact) <= len(known):
-        return [statistics.median_low(estimate.samples for estimate in known)] if known else []
-    left, found = exact, list[int]()
-    while left:
+    left = [estimate.samples for estimate in known if estimate.exact]
+    # An envelope's 0 may be anything up to 5 ms, and speaks against nothing.
+    heard = [estimate for estimate in known if not estimate.exact and estimate.samples]
+    found = list[int]()
+    while len(left) > len(heard):
         alike = max(([other for other in left if abs(other - delay) <= NEAR] for delay in left), key=len)
-        if found and len(alike) < max(2, SHARED * len(exact)):
+        if len(alike) < max(2, SHARED * len(known)):
             break
         found.append(statistics.median_low(alike))
         left = [delay for delay in left if delay not in alike]
-    return found
+    if found or not known:
+        return found
+    return [statistics.median_low(estimate.samples for estimate in known)]
 
 
 def chosen(delays: Sequence[int], estimate: Delay | None) -> int:

@@ -427,18 +427,17 @@ def ours(
             yield Semanticodec(name, folder=folder, fast=True)
 
 
-def found_by(clip: Clip, *, measured: bool) -> str:
+def found_by(clip: Clip, *, by_name: bool) -> str:
     """Return what of a clip a codec's work on it is found by in the cache.
 
     Args:
         clip: any.
-        measured: of :class:`About`; what is not measured are decodes that others have made, which clips of equal
-            content have each under its own name.
+        by_name: whether the codec is a folder of decodes, which clips of equal content have each under its own name.
 
     Returns:
         The digest of its content; with its name where decodes go by names.
     """
-    return clip.digest if measured else f"{clip.digest}/{clip.name}"
+    return f"{clip.digest}/{clip.name}" if by_name else clip.digest
 
 
 def gross_bits(

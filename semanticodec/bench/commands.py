@@ -431,8 +431,8 @@ def configured(path: Path) -> list[Command]:
         encode = "lyra_encoder --input {input} --output {coded} --bitrate 3200"
         decode = "lyra_decoder --input {coded} --output {output}"
 
-    Further keys: rate (Hz, 16000), raw (false), payload ("file"), ending (".bin"), family, delay (s), files (a list:
-    what the programs read that the commands do not name).
+    Further keys: rate (Hz, 16000), raw (false), payload ("file"), ending (".bin"), family, delay (s), frame and packet
+    (samples at rate, see :class:`Command`), files (a list: what the programs read that the commands do not name).
 
     Args:
         path: of the file.
@@ -451,7 +451,8 @@ def configured(path: Path) -> list[Command]:
 
 
 def _configured(path: Path, name: str, table: object) -> Command:
-    kinds = {"family": str, "rate": int, "raw": bool, "payload": str, "ending": str, "delay": float, "files": list}
+    kinds = {"family": str, "rate": int, "raw": bool, "payload": str, "ending": str, "delay": float}
+    kinds |= {"frame": int, "packet": int, "files": list}
     if not isinstance(table, dict) or not {"encode", "decode"} <= table.keys():
         raise ConfigError(f"{path}: [{name}] needs encode = and decode =")
     if type(table.get("delay")) is int:

@@ -378,7 +378,7 @@ METRICS = {
             "",
             "high",
             SPEECH,
-            ("visqol",),
+            ("visqol", "scipy"),
             functools.partial(visqol, mode="speech"),
             worst=1.0,
             version=2,
@@ -422,6 +422,7 @@ def _word_errors(truth: str, heard: str) -> Value | None:
 def _spoken(text: str) -> list[str]:
     """Return the words of a text in lower case, without what is not spoken: all punctuation but O'Neil's."""
     plain = unicodedata.normalize("NFC", text.lower()).translate(APOSTROPHES)
+    plain = "".join(sign for sign in plain if unicodedata.category(sign) != "Cf")  # joiners within words are not seen
     # Marks are letters' parts: many scripts write vowels with them.
     letter = [unicodedata.category(sign)[0] in "LMN" for sign in f" {plain} "]
     within = zip(plain, letter, letter[1:], letter[2:], strict=False)

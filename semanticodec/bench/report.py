@@ -75,7 +75,7 @@ def hang(results: Results, clips: Iterable[Clip], cache: Path, folder: Path, eac
             pieces = {"original": original}
             for name, system in results.systems.items():
                 if "fingerprint" in system and clip.name in results.scores(name, "kbps_net"):
-                    content = found_by(clip, measured=system["measured"])
+                    content = found_by(clip, by_name=system.get("by_name", False))
                     decoded = Entry.of(cache, system["fingerprint"], content).decoded()
                     level = bool(results.settings["compensate"])
                     pieces[name] = align(original, decoded, delay=results.late(name, clip.name), level=level).wave
@@ -236,7 +236,7 @@ def _systems(results: Results) -> str:
     heads = {"what": "", "works at": "kHz", "delay": "ms", "delay undone": "ms", "parameters": "millions"}
     heads |= {**dict(COSTS.values()), "further": ""}
     known = {"family", "what", "rate", "delay", "block", "parameters", "measured", "delay_samples", "fingerprint"}
-    known |= COSTS.keys() | CODES.keys() | {"block_bits", "packet"}
+    known |= COSTS.keys() | CODES.keys() | {"block_bits", "packet", "by_name"}
     table: dict[str, list[str]] = {}
     for name, system in results.systems.items():
         delay, parameters = (system.get(fact) for fact in ("delay", "parameters"))

@@ -169,7 +169,7 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
     costly = {clip.name for clip in thin(plan.clips, plan.costly_every)}
 
     def entry(codec: Codec, clip: Clip) -> Entry:
-        content = found_by(clip, measured=not isinstance(codec, Decodes))
+        content = found_by(clip, by_name=isinstance(codec, Decodes))
         return Entry.of(plan.cache, prints[codec.name], content)
 
     with workers(plan.jobs) as each:
@@ -327,7 +327,9 @@ def _costs(record: Mapping[str, Any], about: About, seconds: float) -> dict[str,
 def _facts(codec: Codec, fingerprint: str, delays: Delays, entries: Sequence[Entry]) -> dict[str, Any]:
     """Return what results keep of a codec; also by whom clips were timed, if not only by this machine and commit."""
     facts = {**dataclasses.asdict(codec.about()), "delay_samples": delays.usual, "fingerprint": fingerprint}
-    by = {record["timed_by"] for entry in entries if "seconds" in (record := entry.read())}
+    facts["by_name"] = isinstance(codec, Decodes)
+    records = [record for entry in entries if "seconds" in (record := entry.read())]
+    by = {record.get("timed_by", "an older version") for record in records}
     return facts | ({"timed_by": sorted(by)} if by - {_timer()} else {})
 
 

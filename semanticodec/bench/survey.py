@@ -70,7 +70,7 @@ def codes_facts(codec: Codec, results: Results, clips: Mapping[str, Clip], cache
     facts = results.systems[codec.name]
     coded: dict[str, NDArray[np.int64]] = {}
     for name in results.scores(codec.name, "kbps_net"):
-        content = found_by(clips[name], measured=facts["measured"])
+        content = found_by(clips[name], by_name=facts.get("by_name", False))
         codes = Entry.of(cache, facts["fingerprint"], content).codes()
         if codes is not None:
             coded[name] = codes
@@ -132,7 +132,7 @@ def listening_items(
             decodes = {}
             for name in systems:
                 facts = results.systems[name]
-                content = found_by(clip, measured=facts["measured"])
+                content = found_by(clip, by_name=facts.get("by_name", False))
                 decoded = Entry.of(cache, facts["fingerprint"], content).decoded()
                 decodes[name] = align(original, decoded, delay=results.late(name, clip.name)).wave
             items.append(Item(clip.name, original, decodes))

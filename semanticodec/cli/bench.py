@@ -277,13 +277,14 @@ def analyse(
         from ..bench.listening import analyse as analysed
 
         verdict = analysed(answers, key, listener=listener)
+        if not verdict.kept:
+            why = "; ".join(f"{who} {reason}" for who, reason in verdict.excluded.items())
+            raise ConfigError(f"no listener's answers count, as BS.1534-3 screens them: {why}")
         if form == "json":
             typer.echo(json.dumps(dataclasses.asdict(verdict), indent=1))
             return
         for who, why in verdict.excluded.items():
             typer.echo(f"left out {who}: {why}")
-        if not verdict.kept:
-            raise ConfigError("no listener's answers count; BS.1534-3 leaves all of them out")
         alone = len(verdict.kept) == 1
         typer.echo(
             f"{len(verdict.kept)} listener{'' if alone else 's'}; 95 % intervals over {'trials' if alone else 'them'}"
