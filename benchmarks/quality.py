@@ -38,7 +38,7 @@ COSTLY_EVERY = 4
 """Development clips from one that every metric is taken on to the next, of each kind."""
 MINI = ("mini-100", "mini-50", "mini-25")
 LEFT_OUT = ("speex-wb-q3", "mp3-8", "mp3-24", "aac-12", "aac-24")
-"""Of the classical codecs, to keep the run at about two hours of one core."""
+"""Of the classical codecs, to keep the run at two to three hours of one core."""
 
 KINDS = {"libritts": "speech", "musdb": "music", "audioset": "sound"}
 FOLDERS = {
