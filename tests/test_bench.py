@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 from benchmarks.page import CHROMIUM, launched
 from semanticodec.bench import neural
-from semanticodec.bench.clips import Clip, Wave, find
+from semanticodec.bench.clips import Clip, Wave, find, read
 from semanticodec.bench.codecs import About, Codec, Coded, Decodes, Semanticodec, ours
 from semanticodec.bench.commands import Command, classical, configured
 from semanticodec.bench.cost import cost
@@ -334,6 +334,8 @@ def test_times_are_of_warm_codecs(audio: Path, tmp_path: Path):
     by = run(plan, "x").systems["wakes late"]["timed_by"]
     assert len(by) == 2
     assert "an older machine" in by
+    entry.write({name: value for name, value in entry.read().items() if name != "timed_by"})
+    assert "an older version" in run(plan, "x").systems["wakes late"]["timed_by"]
 
 
 def test_an_upgrade_of_a_package_measures_again(audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -390,6 +392,11 @@ def test_processes_find_the_same(ran: tuple[Plan, Results], tmp_path: Path):
     for clip in some.clips:
         assert again.values["copy"]["lsd"][clip.name] == results.values["copy"]["lsd"][clip.name]
     assert ("scoring", 3, 3) in told
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(AudioError, match=r"there is no file .*gone\.wav"):
+        read(tmp_path / "gone.wav")
 
 
 def test_plans_are_checked(audio: Path, tmp_path: Path):
@@ -518,6 +525,11 @@ def test_recordings_hang_in_the_gallery(ran: tuple[Plan, Results], tmp_path: Pat
     monkeypatch.setattr("semanticodec.bench.report.SECONDS", 1)
     hang(results, plan.clips, plan.cache, tmp_path)
     names = {file.name for file in (tmp_path / "gallery" / "speech - c0").iterdir()}
+    monkeypatch.setattr(
+        "semanticodec.bench.report.SECONDS", 100
+    )  # no clip lasts so long, and the first hangs all the same
+    hang(results, plan.clips, plan.cache, tmp_path)
+    assert names == {file.name for file in (tmp_path / "gallery" / "speech - c0").iterdir()}
     assert names == {"original.flac", "good.flac", "bad.flac", "broken.flac", "copy.flac"}
     page = write_report(results, tmp_path).read_text()
     (sound, *_) = re.findall(r'src="data:audio/flac;base64,([^"]*)"', page)
@@ -800,6 +812,11 @@ def test_the_command_line(audio: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert CliRunner().invoke(app, ["bench", "report", str(out / "results.json"), *elsewhere]).exit_code == 0
     assert (tmp_path / "elsewhere" / "report.html").is_file()
     assert "copy.json" in CliRunner().invoke(app, ["bench", "leaderboard", str(out)]).output
+    assert CliRunner().invoke(app, ["bench", "leaderboard", str(out / "results.json")]).exit_code == 1
+    ranked = CliRunner().invoke(app, ["bench", "leaderboard", str(out / "results.json"), *elsewhere])
+    assert str(tmp_path / "elsewhere" / "codec-superb" / "copy.json") in ranked.output
+    twice = CliRunner().invoke(app, ["bench", "listen", str(out), str(audio), "--systems", "copy,copy"])
+    assert (twice.exit_code, "each system once per trial" in twice.output) == (1, True)
     assert "mini-100" in CliRunner().invoke(app, ["bench", "codecs"]).output
     wrong = CliRunner().invoke(app, [*words[:-1], "--only", "lyra"])
     assert wrong.exit_code == 1

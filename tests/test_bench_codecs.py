@@ -58,10 +58,11 @@ class TestFingerprints:
         config = tmp_path / "codecs.toml"
         config.write_text(
             f'[a]\nencode = "cp {{input}} {{coded}}"\ndecode = "env --model={model} cp {{coded}} {{output}}"\n'
-            f'files = ["{told}"]\n'
+            f'files = ["{told}"]\nframe = 160\npacket = 320\n'
         )
         (codec,) = commands.configured(config)
         assert codec.missing() == f"there is no file {told}"
+        assert (codec.frame, codec.about().packet) == (160, 0.02)
         prints = set()
         for file, text in ((model, "1"), (told, "1"), (model, "2"), (told, "2")):
             file.write_text(text)

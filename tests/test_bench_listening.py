@@ -171,6 +171,16 @@ def test_answers_are_screened_and_averaged(tmp_path: Path):
     assert "a - b: +40.0, p (Holm) = not tested: 6 listeners cannot reach p < 0.05 among 3 pairs" in done.output
 
 
+def test_when_nobody_is_left_that_is_said(tmp_path: Path):
+    key = export(items(1), tmp_path / "mushra", seed=1)
+    answers = answered(tmp_path / "mushra.csv", key, {"deaf": honest(10, reference=50)})
+    for more in ([], ["--form", "json"]):
+        done = CliRunner().invoke(app, ["bench", "analyse", str(answers), str(key), *more])
+        assert done.exit_code == 1
+        assert "no listener's answers count" in done.output
+        assert "rated the hidden reference below 90" in done.output
+
+
 def test_one_slip_in_ten_leaves_nobody_out(tmp_path: Path):
     key = export(items(10), tmp_path / "mushra", seed=1)
 
