@@ -86,13 +86,13 @@ def run(codec: SemantiCodec, recording: Path, out: Path, *, seed: int, options: 
     with code_file.open("wb") as file:
         wire.write_codes(file, wire.Header.of(codec.config, codec.weights_hash, rate, 1, wave.shape[1]), codes)
     audio.save(sound, audio.resample(decoded, SAMPLE_RATE, rate)[:, : wave.shape[1]], rate)
-    drawn = draw(
-        picture, original[0], decoded[0], f"{codec.config.name}, {float(codec.config.bitrate) / 1000:.3f} kbps"
-    )
+    seconds = wave.shape[1] / rate
+    net = codes.shape[2] * sum(codec.config.code_bits) / seconds / 1000
+    drawn = draw(picture, original[0], decoded[0], f"{codec.config.name}, {net:.3f} kbps")
     return Report(
         model=codec.config.name,
-        seconds=wave.shape[1] / rate,
-        net_kbps=float(codec.config.bitrate) / 1000,
+        seconds=seconds,
+        net_kbps=net,
         file_bytes=code_file.stat().st_size,
         encode_seconds=encoded - started,
         decode_seconds=finished - decoding,

@@ -622,6 +622,8 @@ class TestDemo:
         assert soundfile.info(tmp_path / "results" / "demo.wav").frames == soundfile.info(demo.RECORDING).frames
         recording = wire.read_codes((tmp_path / "results" / "demo.scodec").read_bytes())
         assert recording.header.sample_rate == 48000
+        bits = recording.codes.shape[2] * sum(recording.header.code_bits)
+        assert f"{bits * 48 / soundfile.info(demo.RECORDING).frames:.3f} kbps" in text
         assert (tmp_path / "results" / "demo.png").read_bytes().startswith(b"\x89PNG")
 
     def test_the_recording_is_the_one_it_is_said_to_be(self) -> None:
