@@ -42,12 +42,12 @@ def timed(run: Callable[[], object], repeats: int, *, warm_up: bool = True) -> T
     return least(seen)
 
 
-def rounds(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[Timing]]:
+def rounds(runs: Mapping[str, Callable[[], object]], repeats: int, *, warm_up: bool = True) -> dict[str, list[Timing]]:
     """Time several things, each once per round, after one run to warm up: all see the same machine."""
     seen: dict[str, list[Timing]] = {name: [] for name in runs}
     for round_ in range(repeats):
         for name, run in runs.items():
-            seen[name].append(timed(run, 1, warm_up=not round_))
+            seen[name].append(timed(run, 1, warm_up=warm_up and not round_))
     return seen
 
 

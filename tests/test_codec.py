@@ -314,7 +314,7 @@ class TestEncodeInPieces:
             small.columns_at_once, pulled, frames = columns, 0, 0
             for codes in itertools.islice(small.iter_encode(endless(), 16000), 3):
                 frames += codes.shape[2]
-            at_once = columns // small.config.encoder.mae.columns
+            at_once = 4 * columns // small.config.encoder.mae.columns
             assert frames == 3 * at_once * small.config.frames(small.config.block)
             assert pulled - small.config.samples(frames) <= 5000 + 240
 

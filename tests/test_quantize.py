@@ -54,6 +54,14 @@ class TestNearest:
         chosen = distances.gather(2, codes[..., None])[..., 0]
         assert (chosen <= distances.amin(2) + 1e-5).all()
 
+    @pytest.mark.parametrize("shape", [(8,), (0, 8), (1500, 8), (3, 700, 8)])
+    def test_of_any_number_of_rows(self, shape: tuple[int, ...]) -> None:
+        """Many rows are compared a thousand at a time."""
+        x, table = noise(*shape), noise(30, 8, seed=1)
+        codes = nearest(x, table)
+        assert codes.shape == shape[:-1]
+        assert torch.equal(codes, (x[..., None, :] - table).square().sum(-1).argmin(-1))
+
     def test_roots_tie_where_squares_do_not(self) -> None:
         """Neighbouring squares have the same root in float32; the published quantiser then takes the first."""
         x, table = torch.zeros(1, 2), torch.tensor([[1.0, 2**-11.5], [1.0, 0.0]])

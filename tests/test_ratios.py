@@ -87,13 +87,16 @@ def test_what_is_compared_is_held_to_the_same_instructions(monkeypatch: pytest.M
     assert os.environ["KEPT"] == "1"
 
 
-def test_encoding_one_window_instead_of_two(sgemm: Sgemm) -> None:
+def test_encoding_without_a_window_of_silence(monkeypatch: pytest.MonkeyPatch, sgemm: Sgemm) -> None:
+    monkeypatch.setattr(ratios, "LONG", 3)
     mae = dataclasses.replace(CONFIG.encoder.mae, columns=64)  # the published windows
     result = ratios.measure_encode(
         dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, mae=mae)), sgemm
     )
-    assert result["row"]["gflop"] > 0
-    assert 1 < result["times_published_windows"]["median"] < 4
+    one, long = result["1"], result["3"]
+    assert long["row"]["gflop"] == 3 * one["row"]["gflop"] > 0
+    assert 1 < one["times_published_windows"]["median"] < 4
+    assert 0.5 < long["times_published_windows"]["median"] < 4
 
 
 def test_scaling_counts_streams(monkeypatch: pytest.MonkeyPatch) -> None:

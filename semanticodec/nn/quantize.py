@@ -39,9 +39,16 @@ def nearest(x: Tensor, table: Tensor, *, root: bool = False) -> Tensor:
 
     Source: the expanded form ``|x|^2 + |c|^2 - 2 x c`` of the published code (spec 3.4, 3.5), in float32.
     """
-    x, table = x.float(), table.float()
-    distance = (x * x).sum(-1, keepdim=True) + (table * table).sum(-1) - 2 * (x @ table.T)
-    return (distance.clamp_min(0).sqrt() if root else distance).argmin(-1)
+    table = table.float()
+    squares = (table * table).sum(-1)
+
+    def among(rows: Tensor) -> Tensor:
+        distance = (rows * rows).sum(-1, keepdim=True) + squares - 2 * (rows @ table.T)
+        return (distance.clamp_min(0).sqrt() if root else distance).argmin(-1)
+
+    # Distances to 16384 entries are 64 MB each for so many rows; of a batch of windows they would be gigabytes.
+    rows = x.float().reshape(-1, x.shape[-1])
+    return torch.cat([among(part) for part in rows.split(1024)]).view(x.shape[:-1])
 
 
 class Codebooks(nn.Module):

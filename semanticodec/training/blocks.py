@@ -152,7 +152,7 @@ def kmeans(blocks: Blocks, config: CodecConfig, *, rounds: int = 6, samples: int
     size = config.encoder.semantic_size
     table = x[torch.from_numpy(rng.choice(len(x), size, replace=False))].clone()
     for index in range(rounds):
-        codes = torch.cat([nearest(part, table) for part in x.split(8192)])
+        codes = nearest(x, table)
         counts = torch.bincount(codes, minlength=size)
         sums = torch.zeros_like(table).index_add_(0, codes, x)
         table = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp_min(1), table)
