@@ -64,7 +64,7 @@ GIVE_UP = 20 * SECOND
 REPORT = 5 * SECOND
 """Between stats messages, for servers that want them."""
 MAX_FAULTS = 4
-"""Malformed messages with nothing good between them, after which the server is given up."""
+"""Connections that end over a malformed message, ours or theirs, with no progress between them, until we give up."""
 
 
 _CODES = {int(code): code for code in Code}
@@ -196,6 +196,7 @@ class Session:
         if self._leaving:
             return self._end(Code.DONE, "the session has ended as agreed")
         known = _known(verdict.code)
+        self._faults += known is Code.BAD_MESSAGE
         then = "resume" if known is None else known.retry
         if then == "no" or self._faults >= MAX_FAULTS:
             return self._end(verdict.code or Code.BAD_MESSAGE, verdict.reason)
@@ -517,7 +518,6 @@ class Session:
         return counts | {"sent": sent, "lost": lost + counts.get("lost", 0)}
 
     def _fault(self, reason: str) -> None:
-        self._faults += 1
         self._shut(Left(Code.BAD_MESSAGE, reason), Error(int(Code.BAD_MESSAGE), "the message breaks the protocol"))
 
     def _shut(self, verdict: Left, last: Message | None = None) -> None:

@@ -31,7 +31,8 @@ class Limits:
         messages: per second, from the client.
         octets: per second, from the client.
         burst: seconds' worth of both that may come at once.
-        entropy: whether clients may have codes entropy-coded; costs some 5 ms of a processor per message and block.
+        entropy: whether clients may have codes entropy-coded; coding, and
+            decoding what publishers send, costs some 5 ms of a processor per block, on the server's own thread.
     """
 
     handshake: int = 5 * SECOND

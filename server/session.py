@@ -145,13 +145,15 @@ class Session:
         self._turn = 0
         known = (*FEATURES, *(coding_features(offer.presets) if limits.entropy else ()))
         self._features = tuple(name for name in hello.features if name in known)
-        geometry = agreed(offer.geometry, offer.presets, self._features)
-        self._inlet = None if hello.send is None else Inlet(hello.send, geometry, offer.rate, limits.window, received)
+        self._geometry = agreed(offer.geometry, offer.presets, self._features)
+        self._inlet = (
+            None if hello.send is None else Inlet(hello.send, self._geometry, offer.rate, limits.window, received)
+        )
         self.codes_out: CodesOut | None = None
         self.audio_out: AudioOut | None = None
         if "codes" in hello.receive:
             blocks = Sender[Block](limits.window, limits.window_bytes, codes_first, overflow="window")
-            self.codes_out = CodesOut(geometry, offer.rate, blocks, copies=hello.copies)
+            self.codes_out = CodesOut(self._geometry, offer.rate, blocks, copies=hello.copies)
             self._bundle(None)
         if "audio" in hello.receive:
             self.audio_out = AudioOut(Sender[Chunk](limits.window, limits.window_bytes, overflow="window"))
@@ -421,7 +423,7 @@ class Session:
     def _bundle(self, wanted: int | None) -> None:
         out = self._codes()
         out.bundle = wanted or choose_bundle(
-            self.offer.geometry,
+            self._geometry,
             self.rate,
             latency=self._latency,
             gross=self._gross,

@@ -580,6 +580,14 @@ def test_a_server_that_breaks_the_protocol_is_told_and_at_last_given_up(data: by
             pipe.start()
 
 
+def test_a_server_that_refuses_the_same_again_and_again_is_given_up():
+    pipe = Pipe(PUBLISH).start()
+    for _ in range(MAX_FAULTS - 1):
+        assert isinstance(pipe.cut(Code.BAD_MESSAGE)[0], Left)
+        pipe.start()
+    assert isinstance(pipe.cut(Code.BAD_MESSAGE)[0], Ended)
+
+
 def test_half_a_sample_is_refused_before_it_counts():
     pipe = Pipe(TRANSCODE).start()
     pipe.client.receive(encode(Audio(0, 0, bytes(3))), 0)

@@ -112,6 +112,38 @@ class TestEntropy:
             with pytest.raises(CorruptedError):
                 self.CODED.part(wrong, rate)
 
+    @pytest.mark.parametrize("rate", MINI.rates)
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_blocks_are_counted_without_decoding(self, monkeypatch: pytest.MonkeyPatch, rate: int, count: int):
+        monkeypatch.delattr(entropy, "decode")
+        packed = [bytes(MINI.block_bytes(rate))] * count
+        assert self.CODED.units(b"\0" + b"".join(packed), rate) == count
+        assert self.CODED.units(self.CODED.join(packed, rate), rate) == count
+        assert MINI.units(b"".join(packed), rate) == count
+        for wrong in (b"", b"\0", b"\0" + bytes(count * MINI.block_bytes(rate) + 1), bytes([33]) + bytes(99), b"\1"):
+            with pytest.raises(CorruptedError):
+                self.CODED.units(wrong, rate)
+
+    def test_what_has_come_is_not_decoded_again(self, monkeypatch: pytest.MonkeyPatch):
+        inlet = Inlet("codes", self.CODED, 100, 16)
+        message = Codes(0, self.CODED.join(self.codes(100, 2), 100))
+        assert len(inlet.take(message)) == 2
+        monkeypatch.delattr(entropy, "decode")
+        assert inlet.take(message) == []
+
+    def test_a_message_is_coded_once_for_all_listeners(self, monkeypatch: pytest.MonkeyPatch):
+        blocks = self.codes(50, 2, seed=99)
+        data = self.CODED.join(blocks, 50)
+        monkeypatch.delattr(entropy, "encode")
+        assert self.CODED.join(blocks, 50) == data
+
+    @pytest.mark.parametrize("rate", MINI.rates)
+    def test_a_bundle_keeps_to_its_bits_with_codes_that_nothing_was_expected_of(self, rate: int):
+        block = MINI.pack(np.random.default_rng(0).integers(0, 4096, (2, MINI.frames(rate))), rate)
+        message = Codes(1 << 16, self.CODED.join([block] * 2, rate), rate)
+        bits = 8 * frame_bytes(len(messages.encode(message)), masked=True) * 16_000 / (2 * MINI.block)
+        assert gross_rate(self.CODED, rate, 2, 0, masked=True) == bits
+
     @settings(deadline=None, max_examples=25)
     @given(seed=st.integers(0, 10**6), count=st.integers(1, 4), rate=st.sampled_from(MINI.rates))
     def test_any_blocks_come_back(self, seed: int, count: int, rate: int):

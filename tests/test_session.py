@@ -4,6 +4,7 @@ import dataclasses
 import random
 from collections import deque
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from test_messages import READY, mutate, some_message
 
 from semanticodec.errors import StreamError
 from semanticodec.wire import entropy, link, messages, prior
-from semanticodec.wire.blocks import Block, Chunk, Geometry, coding_features
+from semanticodec.wire.blocks import Block, Chunk, Geometry, agreed, coding_features
 from semanticodec.wire.channel import Arrived
 from semanticodec.wire.closing import Code
 from semanticodec.wire.link import Lost
@@ -38,7 +39,7 @@ from semanticodec.wire.messages import (
 )
 from server.connection import Asked, Connection, Left, State, clip
 from server.limits import SECOND, Limits, Throttle
-from server.session import MAX_POSITION, Offer, Session, SessionState
+from server.session import MAX_POSITION, Offer, Refused, Session, SessionState
 
 MINI = Geometry(5120, (12, 13), (100, 50, 25))
 OFFER = Offer(MINI, ("mini-100", "mini-50", "mini-25"), ("00000000", "11111111", "22222222"), 100)
@@ -249,6 +250,22 @@ class TestHandshake:
         session.send_block(Block(MINI.pack(likely, 50), 50, 0), 5)
         message = session.codes_out.pull(10**9)
         assert (len(message.data) < MINI.block_bytes(50)) is allowed
+
+    @pytest.mark.parametrize("likely", [True, False], ids=["coded", "packed"])
+    def test_a_publisher_may_entropy_code_within_its_grant(self, likely: bool):
+        hello = dataclasses.replace(PUBLISH, features=coding_features(["mini-100"]))
+        session = Session(bytes(16), "me", hello, OFFER, dataclasses.replace(SMALL, entropy=True), 5)
+        agreed_on = agreed(MINI, OFFER.presets, session.attach(None, 5).features)
+        data = bytes(range(100)) if likely else np.random.default_rng(0).bytes(10_000)
+        codes = entropy.decode(prior.current("mini-100"), data, MINI.frames(100))[0]
+        codes = codes if likely else np.random.default_rng(0).integers(0, 4096, codes.shape)
+        packed = MINI.pack(codes, 100)
+        one, nine = agreed_on.join([packed], 100), agreed_on.join([packed] * 9, 100)
+        assert (len(one) < len(packed)) is likely
+        assert [part.item.data for part in session.take(Codes(0, one))] == [packed]
+        assert session.take(Codes(0, one)) == []
+        with pytest.raises(Refused, match="unit 9 was sent"):
+            session.take(Codes(1, nine))
 
     @pytest.mark.parametrize(
         ("message", "code"),

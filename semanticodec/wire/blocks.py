@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -111,9 +112,7 @@ class Geometry:
         packed, own = b"".join(blocks), self._prior(rate)
         if own is None:
             return packed
-        codes = np.concatenate([self.unpack(block, rate) for block in blocks], 1)
-        coded = entropy.encode(own, codes[None]).ljust(-(-len(packed) // MIN_CODED_SHARE), b"\0")
-        return bytes([len(blocks)]) + coded if len(coded) < len(packed) else b"\0" + packed
+        return _coded(own, packed, len(blocks), self.frames(rate), self.code_bits)
 
     def part(self, data: bytes, rate: int) -> list[bytes]:
         """Undo :meth:`join`: packed blocks, each of which will unpack.
@@ -121,18 +120,30 @@ class Geometry:
         Raises:
             CorruptedError: as :meth:`split`, or bytes that stand for no codes.
         """
-        self._check_rate(rate)
-        own = self._prior(rate)
+        count, own = self.units(data, rate), self._prior(rate)
         if own is None:
             return self.split(data, rate)
-        count, rest = (data[0], data[1:]) if data else (0, b"")
-        if count == 0:
-            return self.split(rest, rate)
-        packed = count * self.block_bytes(rate)
-        if count > MAX_BUNDLE or not -(-packed // MIN_CODED_SHARE) <= len(rest) < packed:
-            raise CorruptedError(f"{len(rest)} bytes for {count} coded blocks; {packed} are what they take packed")
-        codes = entropy.decode(own, rest, count * self.frames(rate))[0]
+        if not data[0]:
+            return self.split(data[1:], rate)
+        codes = entropy.decode(own, data[1:], count * self.frames(rate))[0]
         return [self.pack(block, rate) for block in np.split(codes, count, 1)]
+
+    def units(self, data: bytes, rate: int) -> int:
+        """Return how many blocks :meth:`join` put into a message, without decoding them.
+
+        Raises:
+            CorruptedError: as :meth:`count`, or fewer or more bytes than so many coded blocks can take.
+        """
+        self._check_rate(rate)
+        if self._prior(rate) is None:
+            return self.count(len(data), rate)
+        count, octets = data[:1], max(0, len(data) - 1)
+        if count in (b"", b"\0"):
+            return self.count(octets, rate)
+        packed = count[0] * self.block_bytes(rate)
+        if count[0] > MAX_BUNDLE or not -(-packed // MIN_CODED_SHARE) <= octets < packed:
+            raise CorruptedError(f"{octets} bytes for {count[0]} coded blocks; {packed} are what they take packed")
+        return count[0]
 
     def count(self, octets: int, rate: int) -> int:
         """Return how many packed blocks are so many bytes.
@@ -167,6 +178,16 @@ class Geometry:
         return self.priors[self.rates.index(rate)] if self.priors else None
 
 
+@functools.lru_cache(256)
+def _coded(own: Prior, packed: bytes, count: int, frames: int, code_bits: tuple[int, ...]) -> bytes:
+    """Return the message of ``count`` packed blocks; of a room's listeners only the first takes the time to code it."""
+    size = len(packed) // count
+    blocks = (packed[i * size : (i + 1) * size] for i in range(count))
+    codes = np.concatenate([unpack(block, code_bits, frames)[0] for block in blocks], 1)
+    coded = entropy.encode(own, codes[None]).ljust(-(-len(packed) // MIN_CODED_SHARE), b"\0")
+    return bytes([count]) + coded if len(coded) < len(packed) else b"\0" + packed
+
+
 def coding_features(presets: Iterable[str] | None = None) -> tuple[str, ...]:
     """Return the features that stand for entropy coding of presets (None: of all that have a prior)."""
     ids = prior.presets()
@@ -198,10 +219,13 @@ def frame_bytes(message: int, *, masked: bool) -> int:
 
 
 def gross_rate(geometry: Geometry, rate: int, bundle: int, copies: int, *, masked: bool) -> Fraction:
-    """Return the bits per second at the socket of a stream of codes, counted with long sequence numbers."""
+    """Return the bits per second at the socket of a stream of codes, counted with long sequence numbers.
+
+    Where a prior was agreed on, of codes that nothing could be saved of.
+    """
     message = Codes(
         seq=1 << 16,
-        data=bytes(bundle * geometry.block_bytes(rate)),
+        data=bytes(bundle * geometry.block_bytes(rate) + any(geometry.priors)),
         rate=rate,
         copies=bytes(copies * geometry.block_bytes(geometry.copy_rate)),
         copy_rate=geometry.copy_rate if copies else None,

@@ -221,13 +221,15 @@ class Inlet:
         """
         if isinstance(message, Audio):
             return 1
-        return self._geometry.count(len(message.data), self._rate if message.rate is None else message.rate)
+        return self._geometry.units(message.data, self._rate if message.rate is None else message.rate)
 
     def _take_codes(self, message: Codes) -> list[Arrived[Block] | Arrived[Chunk] | Lost | Marker]:
         geometry = self._geometry
         rate = self._rate if message.rate is None else message.rate
         at = message.seq * geometry.block if message.at is None else message.at
-        blocks = geometry.part(message.data, rate)
+        count = geometry.units(message.data, rate)
+        # What has come already is not decoded again.
+        blocks = geometry.part(message.data, rate) if message.seq + count > self.receiver.next else []
         copies: list[bytes] = []
         if message.copy_rate is not None:
             copies = geometry.split(message.copies, message.copy_rate)
@@ -237,7 +239,7 @@ class Inlet:
                 )
         if at > MAX_SEQ - 2 * MAX_BUNDLE * geometry.block:
             raise WireError(f"codes.at is {at}, too near the last position")
-        lost, new = self.receiver.take(message.seq, len(blocks))
+        lost, new = self.receiver.take(message.seq, count)
         covered = range(max(lost.start, message.seq - len(copies)), lost.stop)
         self.receiver.recover(len(covered))
         found: list[Arrived[Block] | Arrived[Chunk] | Lost | Marker] = []

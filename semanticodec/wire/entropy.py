@@ -125,7 +125,8 @@ def _shortest(encoder: Any) -> bytes:
     octets = _WORD * (position + 2)
     point: int = int.from_bytes(words.astype(">u4").tobytes().ljust(octets, b"\0"), "big")
     begin: int = point - (point - low) % (1 << 8 * 2 * _WORD)
-    for size in range(octets + 1):
+    # The interval is narrower than two words: a point of fewer bytes is one of these, with zeros at its end.
+    for size in range(octets - 2 * _WORD, octets + 1):
         unit = 1 << 8 * (octets - size)
         found: int = -(-begin // unit)
         if found * unit < begin + span:

@@ -189,7 +189,7 @@ class Reader:
         self._source = _Source(self._file, offset)
 
     def _parse_part(self) -> Segment | Tail:
-        """Take the segment or the tail that begins here; on an error nothing is taken."""
+        """Take the segment or the tail that begins here; on an error nothing is taken that another could be in."""
         source = self._source
         sync = source.peek(2)
         if sync == SEGMENT_SYNC:
@@ -237,7 +237,12 @@ class Reader:
         if self._prior is None or size == packed:
             codes = unpack(payload, header.code_bits, frames, header.channels)
         else:
-            codes = entropy.decode(self._prior, payload, frames, header.channels, start)
+            try:
+                codes = entropy.decode(self._prior, payload, frames, header.channels, start)
+            except CorruptedError:
+                # Its checksum holds, so no other part begins inside it: looking for one would decode time and again.
+                source.skip(len(raw) - 1)
+                raise
         segment = Segment(start, codes)
         source.skip(len(raw))
         return segment
