@@ -281,6 +281,8 @@ def test_a_codec_has_one_delay(voice: np.ndarray):
     assert delays_of([Delay(64)] * 5 + [Delay(0, exact=False)] * 5) == [64]  # envelopes that say nothing
     assert delays_of([Delay(160)]) == [160]
     assert delays_of([None]) == []
+    assert delays_of([Delay(2192, exact=False), Delay(480, exact=False), Delay(10_256, exact=False)]) == []  # a guess
+    assert delays_of([Delay(160), Delay(0)]) == []
     assert chosen([], None) == chosen([], Delay(7)) == 0
     noise = np.random.default_rng(1).standard_normal(len(voice))
     assert find_delay(voice, noise) is None

@@ -76,11 +76,12 @@ class Delay:
 
 
 def delays_of(estimates: Iterable[Delay | None]) -> list[int]:
-    """Return the delays that a codec has, the most common one first; nothing if no clip tells.
+    """Return the delays that a codec has, the most common one first; nothing if no clip tells, or each something else.
 
     A codec has one delay, whatever it codes; but some programs cut their look-ahead off the beginning of some files and
     not of others (speexdec).  Where most waveforms correlate these are told apart, if two clips and a tenth of all tell
-    the same: the best lag of a lone tone may be its next period.  Otherwise there is one, the median.
+    the same: the best lag of a lone tone may be its next period.  Otherwise there is one, the median, if most clips are
+    within 5 ms of it.
 
     Args:
         estimates: of several clips, None where it cannot be told.
@@ -98,7 +99,9 @@ def delays_of(estimates: Iterable[Delay | None]) -> list[int]:
         left = [delay for delay in left if delay not in alike]
     if found or not known:
         return found
-    return [statistics.median_low(estimate.samples for estimate in known)]
+    middle = statistics.median_low(estimate.samples for estimate in known)
+    near = [estimate for estimate in known if abs(estimate.samples - middle) <= NONE]
+    return [middle] if 2 * len(near) > len(known) else []
 
 
 def chosen(delays: Sequence[int], estimate: Delay | None) -> int:

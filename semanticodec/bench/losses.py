@@ -30,7 +30,19 @@ from .machine import machine
 from .outages import FRAMES, Interrupted
 from .pool import Advance, Each, workers
 from .results import ALL, Results
-from .run import Delays, Entry, calibrate, code, described, hashed, readable, score, score_key
+from .run import (
+    VOICE,
+    Delays,
+    Entry,
+    calibrate,
+    code,
+    described,
+    hashed,
+    on_shipped_voice,
+    readable,
+    score,
+    score_key,
+)
 from .statistics import INTERVALS, METHOD, Comparison, Interval, paired
 
 RATES = (0.01, 0.03, 0.05, 0.1, 0.2)
@@ -226,12 +238,14 @@ class Link:
 
 def _delays(link: Link, method: str, clips: Sequence[Clip], cache: Path, each: Each, advance: Advance) -> Delays:
     """Find a codec's delay where nothing is lost."""
-    coded = []
-    for clip in clips:
-        adapter = link.adapter(method, (False,) * -(-len(clip.wave) // link.block))
-        coded.append((adapter, clip, Entry.of(cache, hashed(adapter), clip.digest)))
+
+    def whole(clip: Clip) -> Codec:
+        return link.adapter(method, (False,) * -(-len(clip.wave) // link.block))
+
+    coded = [(codec := whole(clip), clip, Entry.of(cache, hashed(codec), clip.digest)) for clip in clips]
     done = each(_code, coded, "coding", advance)
-    return calibrate([(clip, entry) for (_, clip, entry), wrong in done if not wrong], each, advance)
+    heard = [(clip, entry) for (_, clip, entry), wrong in done if not wrong]
+    return calibrate(heard, each, advance, lambda: on_shipped_voice(whole(VOICE), cache))
 
 
 def _measure(

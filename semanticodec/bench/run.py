@@ -15,6 +15,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from ..audio import save
 from ..config import SAMPLE_RATE
+from ..demo import RECORDING
 from ..errors import AudioError, ConfigError
 from .align import Delay, align, bandwidth, chosen, delays_of, find_delay
 from .clips import KINDS, Clip, Wave, read, thin
@@ -43,6 +45,9 @@ TIMING = (
     "time that a process uses a codec, it codes and decodes one clip before, untimed (timed_by of a system: who timed "
     "it, if another machine, torch or commit timed some clips)"
 )
+VOICE = Clip("demo", KINDS[0], RECORDING)
+ENOUGH = 8
+"""Clips of speech that tell a codec's delay better than those of all kinds do."""
 RESERVED = {"original", REFERENCE, *ANCHORS}
 """Names of other things than codecs in the gallery and in listening tests."""
 
@@ -184,7 +189,7 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
         if plan.compensate:
             for codec in codecs:
                 mine = [(clip, entry(codec, clip)) for one, clip in pairs if one is codec]
-                delays[codec.name] = calibrate(mine, each, advance)
+                delays[codec.name] = calibrate(mine, each, advance, partial(on_shipped_voice, codec, plan.cache))
 
         order = {clip.name: place for place, clip in enumerate(plan.clips)}
         scoring = [
@@ -234,17 +239,38 @@ class Delays:
         return self.clips.get(clip.name, self.usual or 0)
 
 
-def calibrate(coded: Sequence[tuple[Clip, Entry]], each: Each, advance: Advance) -> Delays:
-    """Find a codec's delay, from the clips of speech if there are any: they tell best.
+def calibrate(
+    coded: Sequence[tuple[Clip, Entry]], each: Each, advance: Advance, shipped: Callable[[], Delay | None]
+) -> Delays:
+    """Find a codec's delay: from the clips of speech, which tell best, if they are enough, or else from all.
 
     Args:
         coded: clips and where their decodes are.
         each: does the work.
         advance: is told about progress.
+        shipped: returns the codec's delay on the shipped voice, if it can code it; asked where the clips cannot tell.
     """
     told = [(clip, delay) for (clip, _), delay in each(_delay, coded, "aligning", advance)]
-    delays = delays_of([delay for clip, delay in told if clip.kind == KINDS[0]]) or delays_of(d for _, d in told)
+    speech = [delay for clip, delay in told if delay and clip.kind == KINDS[0]]
+    delays = delays_of(speech) if len(speech) >= ENOUGH else []
+    delays = delays or delays_of(delay for _, delay in told) or delays_of([shipped()])
     return Delays({clip.name: chosen(delays, delay) for clip, delay in told}, delays[0] if delays else None)
+
+
+def on_shipped_voice(codec: Codec, cache: Path) -> Delay | None:
+    """Return a codec's delay on the recording that the package ships.
+
+    Args:
+        codec: any that is not missing.
+        cache: folder for its decode.
+
+    Returns:
+        Nothing for folders of decodes, or if it fails or cannot be told.
+    """
+    if isinstance(codec, Decodes):
+        return None
+    place = Entry.of(cache, hashed(codec), VOICE.digest)
+    return None if code(codec, VOICE, place, timed=False) else _delay(VOICE, place)
 
 
 def readable(clips: Sequence[Clip]) -> tuple[list[Clip], dict[str, str]]:
