@@ -1,7 +1,8 @@
 """What entropy coding saves: net, coded and container bitrate of mini on real recordings, and how fast it codes.
 
 ``python -m benchmarks.entropy``: coded as files (segments of 10.24 s) and as messages of 1, 2 and 4 blocks, each of
-which stands for itself.  Everything that is coded is decoded and compared.
+which stands for itself: their codes with the byte that says whether they are coded, and whole WebSocket frames from
+a server.  What is written to files is decoded and compared.
 """
 
 import argparse
@@ -21,7 +22,9 @@ from rich.progress import track
 from semanticodec import SemantiCodec
 from semanticodec.audio import load
 from semanticodec.config import RATES, SAMPLE_RATE
-from semanticodec.wire import Header, entropy, packed_size, prior, read_codes, write_codes
+from semanticodec.wire import Header, entropy, prior, read_codes, write_codes
+from semanticodec.wire.blocks import Geometry, agreed, coding_features, frame_bytes
+from semanticodec.wire.messages import Codes, encode
 
 from .measure import machine
 
@@ -79,15 +82,18 @@ def measured(codec: SemantiCodec, codes: np.ndarray, samples: int, rate: int) ->
     return Sums(samples / rate, net, 8 * payload, sizes[1], sizes[0], *times[1])
 
 
-def in_messages(codec: SemantiCodec, codes: np.ndarray, bundle: int) -> tuple[int, int]:
-    """Return the bits of packed and of coded messages of ``bundle`` whole blocks."""
-    own, frames = prior.current(codec.config.name), codec.config.frames(codec.config.block) * bundle
-    packed = coded = 0
-    for at in range(0, codes.shape[2] - frames + 1, frames):
-        size = packed_size(frames, codec.config.code_bits)
-        packed += size
-        coded += min(size, len(entropy.encode(own, codes[..., at : at + frames])))
-    return 8 * packed, 8 * coded
+def in_messages(codec: SemantiCodec, codes: np.ndarray, bundle: int) -> np.ndarray:
+    """Return the bits of messages of ``bundle`` whole blocks: their codes packed and coded, whole frames with both."""
+    config = codec.config
+    rate, frames = config.token_rate, config.frames(config.block)
+    plain = Geometry(config.block, config.code_bits, (rate,))
+    either = plain, agreed(plain, [config.name], coding_features([config.name]))
+    blocks = [plain.pack(codes[0, :, at : at + frames], rate) for at in range(0, codes.shape[2] - frames + 1, frames)]
+    octets = np.zeros(4, int)
+    for seq in range(0, len(blocks) - bundle + 1, bundle):
+        data = [geometry.join(blocks[seq : seq + bundle], rate) for geometry in either]
+        octets += [*map(len, data), *(frame_bytes(len(encode(Codes(seq, part))), masked=False) for part in data)]
+    return 8 * octets
 
 
 def main() -> None:
@@ -108,24 +114,27 @@ def main() -> None:
     for name in given.model or [f"mini-{rate}" for rate in RATES]:
         codec = SemantiCodec.from_pretrained(name, parts="encoder")
         kinds: defaultdict[str, Sums] = defaultdict(Sums)
-        messages = dict.fromkeys(BUNDLES, (0, 0))
+        messages = {bundle: np.zeros(4, int) for bundle in BUNDLES}
         for row in track(rows, description=name, disable=not sys.stderr.isatty()):
             wave, rate = load(given.audio / row["file"])
             codes = codec.encode(wave[None], rate).numpy()
             kinds[row["kind"]] += measured(codec, codes, wave.shape[-1], rate)
             for bundle in BUNDLES:
-                packed, coded = in_messages(codec, codes, bundle)
-                messages[bundle] = messages[bundle][0] + packed, messages[bundle][1] + coded
+                messages[bundle] += in_messages(codec, codes, bundle)
         kinds["all"] = sum(kinds.values(), Sums())
         for kind, sums in kinds.items():
             print(f"{name:<10}{kind:<6}{sums}")
-        saved = {bundle: 1 - coded / packed for bundle, (packed, coded) in messages.items()}
+        saved, framed = (
+            {bundle: float(1 - bits[i + 1] / bits[i]) for bundle, bits in messages.items()} for i in (0, 2)
+        )
         block = codec.config.block / SAMPLE_RATE
-        print("  messages of " + ", ".join(f"{n * block:.2f} s: {part:.1%} saved" for n, part in saved.items()))
+        told = (f"{n * block:.2f} s: {saved[n]:.1%} of the codes, {framed[n]:.1%} of all bytes" for n in BUNDLES)
+        print("  saved in messages of " + ", ".join(told))
         result[name] = {
             "prior": f"{prior.current(name).id:08x}",
             "kinds": {kind: asdict(sums) for kind, sums in kinds.items()},
             "saved_in_messages": saved,
+            "saved_in_frames": framed,
         }
     if given.write:
         (RESULTS / "entropy.json").write_text(json.dumps(result, indent=1) + "\n")

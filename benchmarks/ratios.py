@@ -154,6 +154,8 @@ def measure_encode(config: CodecConfig, sgemm: Sgemm) -> dict[str, Any]:
             f"  windows, {windows}: {best.wall:.2f} s wall, {best.cpu:.2f} s CPU, {row.gflop:.0f} GFLOP, share "
             f"{row.share_cpu:.2f}; the published {windows + 1}: {RANGE.format(**ratios)} x in {repeats} rounds"
         )
+        if windows == 1:
+            print("  " + ", ".join(f"{name} {share:.0%}" for name, share in hot(runs["ours"])))
         results[str(windows)] = {"row": dataclasses.asdict(row), "rounds": repeats, "times_published_windows": ratios}
     return results
 
@@ -353,6 +355,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.device != "cpu":
         names = ("mini-100", OFFICIAL)
         result["scaling"] = {name: scaling(name, given.device, torch.bfloat16, given.batches) for name in names}
+        gpu = torch.cuda.get_device_name() if given.device.startswith("cuda") else None
+        result["scaling_machine"] = machine() | {"gpu": gpu, "dtype": "bfloat16"}
         given.only = []
     beside, sgemm, config = company(), Sgemm(), preset(OFFICIAL)
     sgemm.measure()

@@ -222,12 +222,12 @@ def entropy() -> str:
                 f"{saved['all']:.1f} %",
                 *(f"{saved[kind]:.0f} %" for kind in ("speech", "music", "sound")),
                 f"{100 * (1 - every['file'] / every['packed_file']):.1f} %",
-                f"{100 * about['saved_in_messages']['1']:.1f} %",
+                ", ".join(f"{100 * about[part]['1']:.1f} %" for part in ("saved_in_messages", "saved_in_frames")),
                 ", ".join(f"{every['seconds'] / every[way]:.0f}" for way in ("encode", "decode")),
             )
         )
     heads = ("preset", "net kbit/s", "coded", "saved", "speech", "music", "sound", "of whole files",
-             "of messages of 0.32 s", "codes, decodes (x real time, one core)")  # fmt: skip
+             "of messages of 0.32 s: codes, all bytes", "codes, decodes (x real time, one core)")  # fmt: skip
     return f"{table(heads, lines)}\n\n{found['clips']} development clips; commit {str(found['machine']['commit'])[:7]}."
 
 

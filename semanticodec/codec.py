@@ -147,10 +147,12 @@ class SemantiCodec:
             This codec.
 
         Raises:
-            ConfigError: CUDA graphs of a codec that is not on a GPU.
+            ConfigError: CUDA graphs of a codec that is not on a GPU, or it runs recordings already.
         """
         if recorder is cuda_recorder and self.device.type != "cuda":
             raise ConfigError(f"the codec is on {self.device}; CUDA graphs need device='cuda'")
+        if any(isinstance(found, Graphed) for module in self.model.modules() for found in vars(module).values()):
+            raise ConfigError("the networks of this codec are recorded already; call record() once")
         latent = self.model.latent
         vocoder = None if latent is None else latent.vocoder
         places: list[tuple[nn.Module | None, str]]

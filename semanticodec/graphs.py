@@ -63,7 +63,8 @@ class Graphed:
         Raises:
             ConfigError: an argument of a kind that cannot be recorded.
         """
-        key = _signature(arguments)
+        # A recording holds the kernels of the precision that was on when it was made.
+        key = _precision(arguments), _signature(arguments)
         if key not in self._recordings:
             self._recordings[key] = _Recording(self._function, arguments, self._recorder)
         return self._recordings[key](arguments)
@@ -126,6 +127,12 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def _precision(value: Any) -> torch.dtype | None:
+    """Return what autocast computes in on the device of the first tensor; None where it is off."""
+    kind = next((tensor.device.type for tensor in _tensors(value)), "cpu")
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def _signature(value: Any) -> object:
     """Return what a recording depends on besides the numbers in its tensors."""
     if isinstance(value, Tensor):
@@ -133,5 +140,5 @@ def _signature(value: Any) -> object:
     if isinstance(value, tuple | list) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
         return type(value), tuple(_signature(part) for part in _parts(value))
     if value is None or isinstance(value, int | float | str):
-        return value
+        return type(value), value  # 1, 1.0 and True are equal, and not the same
     raise ConfigError(f"a {type(value).__name__} cannot be an argument of a recorded network")

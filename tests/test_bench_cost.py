@@ -17,7 +17,7 @@ from torch.nn import functional
 from semanticodec.bench.clips import Clip
 from semanticodec.bench.codecs import Decodes, Semanticodec, content
 from semanticodec.bench.commands import Command, _libraries, classical, mp3_payload
-from semanticodec.bench.cost import _first_block, gflop
+from semanticodec.bench.cost import UNCOUNTED, _first_block, gflop
 from semanticodec.bench.pool import workers
 from semanticodec.bench.run import score_key
 from semanticodec.checkpoints import official_files
@@ -53,6 +53,13 @@ def test_headers_of_mp3_frames_are_no_bits(clip: Clip) -> None:
     assert 8 * len(coded.data) - coded.net_bits == pytest.approx(32 * frames, rel=0.06)
     with pytest.raises(AudioError, match="no MP3 frame at byte 0"):
         mp3_payload(b"RIFF" + coded.data)
+
+
+def test_recurrent_layers_are_counted_alike_on_a_gpu() -> None:
+    layer, x = nn.LSTM(8, 6, num_layers=2, bidirectional=True, batch_first=True), torch.zeros(3, 5, 8)
+    weights = [weight.shape for weight in layer.parameters()]
+    with torch.inference_mode():
+        assert gflop(lambda: layer(x)) == UNCOUNTED[torch.ops.aten._cudnn_rnn](x.shape, weights) / 1e9 > 0
 
 
 def test_memory_is_the_programs_own(clip: Clip) -> None:

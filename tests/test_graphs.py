@@ -110,6 +110,27 @@ def test_recorded_streams_are_what_they_were() -> None:
     assert torch.equal(*outputs)
 
 
+def test_a_recording_is_of_one_precision() -> None:
+    call = Graphed(lambda a, b: a @ b, rerun_recorder)
+    a, b = torch.ones(3, 3), torch.ones(3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert call(a, b).dtype == torch.bfloat16
+    assert call(a, b).dtype == torch.float32
+    with torch.autocast("cpu", torch.float16):
+        assert call(a, b).dtype == torch.float16
+
+
+def test_numbers_that_are_equal_are_not_the_same() -> None:
+    call = Graphed(lambda a, n: a * n, rerun_recorder)
+    whole = torch.ones(2, dtype=torch.int64)
+    assert [call(whole, n).dtype for n in (1, 1.0, True)] == [torch.int64, torch.float32, torch.int64]
+
+
+def test_recording_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="already"):
+        copied("mini").record(rerun_recorder).record(rerun_recorder)
+
+
 def test_cuda_graphs_need_a_gpu() -> None:
     with pytest.raises(ConfigError, match="need device='cuda'"):
         copied("mini").record()

@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from benchmarks import ratios
-from benchmarks.measure import Sgemm
+from benchmarks.measure import Sgemm, Timing
 from semanticodec import SemantiCodec
 from semanticodec.config import CodecConfig, HiFiGANConfig
 
@@ -104,11 +104,15 @@ def test_scaling_counts_streams(monkeypatch: pytest.MonkeyPatch) -> None:
         return CONFIG
 
     monkeypatch.setattr(ratios, "preset", preset)
+    monkeypatch.setattr(ratios, "timed", lambda *_: Timing(wall=0.5, cpu=1.0))
     rows = ratios.scaling("semanticodec-100-4096", "cpu", torch.float32, [1, 2], seconds=1)
     seen = [(row["batch"], row["networks"], row["way"]) for row in rows]
     assert seen == list(itertools.product((1, 2), ("plain", "recorded"), ("encode", "decode")))
-    assert all(row["streams"] == pytest.approx(1 / row["factor"]) for row in rows)
-    assert all(row["share"] > 0 for row in rows)
+    assert [(row["factor"], row["streams"]) for row in rows] == [(0.5, 2)] * 4 + [(0.25, 4)] * 4
+    encode, decode = (row["tflops"] for row in rows[:2])
+    assert [row["tflops"] for row in rows] == pytest.approx(
+        [encode, decode] * 2 + [2 * encode, 2 * decode] * 2, rel=0.02
+    )
 
 
 def test_times_of_another_run_are_not_compared_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

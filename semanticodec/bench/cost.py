@@ -7,7 +7,7 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +49,17 @@ def _recurrent(x: torch.Size, inputs: torch.Size, states: torch.Size, *_: object
     return 2 * math.prod(x[:2]) * (math.prod(inputs) + math.prod(states))
 
 
+def _recurrent_cuda(x: torch.Size, weights: Sequence[torch.Size], *_: object, **__: object) -> int:
+    """Count the matrices, which are all that has two dimensions; every row meets each of them once per frame."""
+    return 2 * math.prod(x[:2]) * sum(math.prod(weight) for weight in weights if len(weight) == 2)
+
+
 UNCOUNTED: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten.mkldnn_rnn_layer: _recurrent,
+    torch.ops.aten._cudnn_rnn: _recurrent_cuda,
 }
-"""What PyTorch's counter does not know: fused attention and recurrent layers on a CPU."""
+"""What PyTorch's counter does not know: fused attention on a CPU, and recurrent layers."""
 
 
 def gflop(run: Callable[[], object]) -> float:
