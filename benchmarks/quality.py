@@ -51,6 +51,8 @@ FOLDERS = {
 RECORDED = ("pesq_wb", "stoi", "estoi", "visqol", "mel_l1")
 """Metrics of ../shared/figures/published_scores.csv, whose columns are named otherwise."""
 COLUMNS = dict(zip(RECORDED, ("pesq", "stoi", "estoi", "visqol", "mel"), strict=True))
+USED = {"Opus (asked 6)": 6.7, "Opus (asked 12)": 12.5}
+"""kbit/s of recorded systems that used others than they were asked for, as ../shared/figures/README.md says."""
 
 
 def published_clips(audio: Path) -> list[Clip]:
@@ -70,12 +72,13 @@ def recorded(figures: Path) -> dict[str, dict[str, dict[str, list[float]]]]:
     values: dict[str, dict[str, dict[str, list[float]]]] = {}
     with (figures / "published_scores.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            system = values.setdefault(f"{row['system']} {float(row['nominal_kbps']):g}", {})
+            kbps = USED.get(row["system"], float(row["nominal_kbps"]))
+            system = values.setdefault(f"{row['system']} {kbps:g}", {})
             clip = Path(row["name"]).stem
             for metric, column in COLUMNS.items():
                 if row[column] != "nan":
                     system.setdefault(metric, {})[clip] = [float(f"{float(row[column]):.5g}"), 1.0]
-            system.setdefault("kbps_net", {})[clip] = [float(row["nominal_kbps"]), 1.0]
+            system.setdefault("kbps_net", {})[clip] = [kbps, 1.0]
     return values
 
 

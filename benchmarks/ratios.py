@@ -154,9 +154,10 @@ def measure_encode(config: CodecConfig, sgemm: Sgemm) -> dict[str, Any]:
             f"  windows, {windows}: {best.wall:.2f} s wall, {best.cpu:.2f} s CPU, {row.gflop:.0f} GFLOP, share "
             f"{row.share_cpu:.2f}; the published {windows + 1}: {RANGE.format(**ratios)} x in {repeats} rounds"
         )
-        if windows == 1:
-            print("  " + ", ".join(f"{name} {share:.0%}" for name, share in hot(runs["ours"])))
         results[str(windows)] = {"row": dataclasses.asdict(row), "rounds": repeats, "times_published_windows": ratios}
+        if windows == 1:
+            results["1"]["hot"] = hot(runs["ours"])
+            print("  " + ", ".join(f"{name} {share:.0%}" for name, share in results["1"]["hot"]))
     return results
 
 

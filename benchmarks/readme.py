@@ -18,7 +18,7 @@ from semanticodec.config import DEFAULT_PRESET, PRESETS
 
 from . import corpus_table
 from .outcomes import OUTCOMES, RESULTS, outcome, page, serving, table
-from .speed import PUBLISHED_CPU, STEPS
+from .ratios_table import ratios
 
 ROOT = Path(__file__).resolve().parent
 README = ROOT.parent / "README.md"
@@ -157,9 +157,6 @@ def coverage() -> str:
     return table(heads, [(", ".join(names), *map(str, counts)) for counts, names in alike.items()])
 
 
-RANGE = "{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
 def step() -> str:
     """What a guided solver step of AudioLDM 2 costs, beside this machine's matrix product."""
     result = json.loads((RESULTS / "family-audioldm2-full.json").read_text())
@@ -254,84 +251,6 @@ def steps() -> str:
     """Mini at other numbers of solver steps than its own."""
     columns = [(kind, measure) for kind in ("speech", "music", "sound") for measure in ("stoi", "mel_l1")]
     return compared(read_results(RESULTS / "quality-steps.json"), columns)
-
-
-def ratios() -> str:
-    """Speed: the parts of the official decoder beside the published code, the solver's curve, mini, whole processes."""
-    found = json.loads((RESULTS / "ratios.json").read_text())
-    rows, times = found["official"]["rows"], found["official"]["times_published"]
-    native = found["native"]["rows"]
-    names = {
-        "guided step": "guided step (both branches in one batch)",
-        "VAE decoder": "autoencoder",
-        "vocoder": "vocoder",
-        "window": f"window, {STEPS} steps with guidance",
-    }
-    lines = [
-        (name, f"{rows[part]['gflop']:.0f}", f"{rows[part]['timing']['cpu']:.2f}", f"{rows[part]['share_cpu']:.2f}",
-         *map(str, PUBLISHED_CPU[part]), f"{times[part]:.2f}", f"{native[part]['timing']['cpu']:.2f}")
-        for part, name in names.items()
-    ]  # fmt: skip
-
-    def fewer(rows: dict[str, Any], steps: int) -> str:
-        step, window = (rows[part]["timing"]["cpu"] for part in ("guided step", "window"))
-        return f"{window - (STEPS - steps) * step:.1f}"
-
-    default = next(int(name.split()[1]) for name in times if name.startswith("default"))
-    solver, encode = found["solver"], found["encode"]
-    near = solver["as_near_as_ddim_50"]
-    whole = str(PUBLISHED_CPU["window"][0])
-    for name, steps, ratio in (
-        (f"window, default: DPM-Solver++(2M), {default} steps", default, times[f"default, {default} steps"]),
-        (f"window, {near} steps: as near to the {solver['reference']}-step solution as DDIM-{STEPS}", near,
-         solver.get("times_published")),
-    ):  # fmt: skip
-        lines.append(
-            (name, "", fewer(rows, steps), "", whole, "", f"{ratio:.2f}" if ratio else "", fewer(native, steps))
-        )
-    for windows, about in encode.items():
-        row, count = about["row"], "exactly one window" if windows == "1" else f"{windows} windows"
-        ratio = RANGE.format(**about["times_published_windows"], digits=2)
-        name = f"encoding of {count}; ratio to the published {int(windows) + 1}, one by one, same networks"
-        lines.append((name, f"{row['gflop']:.0f}", "", "", "", "", ratio, f"{row['timing']['cpu']:.2f}"))
-    heads = ["part", "GFLOP", "CPU s", "share of SGEMM", "published CPU s", "share", "ratio", "CPU s, all instructions"]
-    curves = "; ".join(
-        f"{label} " + ", ".join(f"{distance:.3f} ({n})" for n, distance in solver["distances"][sampler].items())
-        for sampler, label in (("dpmpp_2m", "DPM-Solver++(2M)"), ("ddim", "DDIM"))
-    )
-    factors = [
-        (length, *(f"{runs[name]['wall']['median']:.3f}" for name in ("encode", "default", "fast")),
-         *(RANGE.format(**runs[name]["wall"], digits=3) for name in ("in all, default", "in all, fast")))
-        for length, runs in found["mini"].items() if length != "hot"
-    ]  # fmt: skip
-    heads_mini = ["mini: sound of", "encode", "decode", "decode, fast", "in all", "in all, fast"]
-    start = found["start"]
-    compiled = "; ".join(
-        f"{name} {about['times_faster']:.2f} times as fast, after {about['seconds_until_compiled']:.0f} s of compiling"
-        for name, about in found.get("compiled", {}).items()
-    )
-    where: dict[tuple[str, int], list[str]] = {}
-    for part in ("official", "native", "encode", "solver", "mini", "start", "compiled"):
-        if f"{part}_machine" in found:
-            about = found[f"{part}_machine"]
-            where.setdefault((about["commit"][:7], about["threads"]), []).append(part)
-    about = found["official_machine"]
-    peak = about["sgemm_gflops_per_cpu_second"]
-    told = f"Compared: {about['instructions']}, SGEMM {peak:.0f} GFLOP per CPU second.  " + "; ".join(
-        f"{', '.join(parts)}: commit {commit}, {threads} thread{'s' * (threads > 1)}"
-        for (commit, threads), parts in where.items()
-    )
-    return "\n\n".join(
-        (
-            table(heads, lines),
-            f"Distance of the latents to the {solver['reference']}-step solution, in its standard deviations (steps): "
-            f"{curves}.",
-            table(heads_mini, factors),
-            *([f"`torch.compile` on a CPU: {compiled}."] if compiled else []),
-            f"`semanticodec encode` is done {start['encode']:.1f} s after its start, `--help` after "
-            f"{start['--help']:.1f} s (median of three processes, what they read in the system's memory).  {told}.",
-        )
-    )
 
 
 def losses() -> str:
