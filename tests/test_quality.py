@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality, readme
-from semanticodec.bench import losses
+from semanticodec.bench import curves, losses
 from semanticodec.bench.results import Results
 
 
@@ -77,7 +77,7 @@ def test_lost_blocks_have_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         for each in losses.conditions(["opus-6"])
     }
     machine = {"commit": "0123456789"}
-    losses.write(tmp_path, Results("t", machine, {"model": "mini-100", "beside": ["opus-6"]}, clips, {}, values))
+    curves.write(tmp_path, Results("t", machine, {"model": "mini-100", "beside": ["opus-6"]}, clips, {}, values))
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     lines = readme.losses().splitlines()
     assert lines[0] == "| lost blocks | filled by | speech: STOI | mel L1 | music: mel L1 | sound: mel L1 |"

@@ -334,6 +334,7 @@ def losses(
         from ..bench import losses as module
         from ..bench.clips import find, thin
         from ..bench.codecs import Semanticodec
+        from ..bench.curves import write
         from ..bench.figures import told
         from ..bench.folders import marked
         from ..bench.outages import interruptible
@@ -349,7 +350,7 @@ def losses(
             task = progress.add_task(name, total=len(clips))
             kept = marked(cache or out / "cache")
             results = module.measure(codec, clips, kept, jobs, _advance(progress, task), others)
-        module.write(out, results)
+        write(out, results)
         for what, reason in {**results.skipped, **results.failed}.items():
             complain(what, reason)
         typer.echo(f"{'pattern':<8}{'rate':>6}  {'method':<11}{'lost':>7}  {'mel L1 [95 %]':<30}STOI [95 %]")
@@ -360,7 +361,8 @@ def losses(
         typer.echo(f"{out / 'losses.json'}: each kind of sound too, and paired tests")
         here = (out / "results.json").is_file()  # of `bench run`
         advice = f"; `semanticodec bench report {out}` puts them into the report" if here else ""
-        typer.echo(f"{out / 'losses.png'}: curves{advice}")
+        if (out / "losses.png").is_file():
+            typer.echo(f"{out / 'losses.png'}: curves{advice}")
         clean = [each for each in module.conditions(results.settings["beside"]) if not each.rate]
         useless = [each.method for each in clean if not results.scores(each.name, module.MEASURES[0])]
         if useless:
