@@ -606,6 +606,10 @@ def test_leaderboards_get_their_forms(ran: tuple[Plan, Results], tmp_path: Path)
     written, left_out = write_leaderboards(results, tmp_path)
     assert left_out == ["broken"]
     assert len(written) == 9
+    uses = {path.name: use for path, use in written.items()}
+    assert "web/src/results/data.js" in uses["bad.row.json"]
+    assert "absent metrics as 0" in uses["bad.json"]
+    assert "VERSA" in uses["bad.jsonl"]
     assert not (tmp_path / "versa" / "broken.jsonl").exists()
     assert json.loads((tmp_path / "versa" / "bad.jsonl").read_text().splitlines()[0]) == records[0]
 
@@ -836,7 +840,8 @@ def test_the_command_line(audio: Path, tmp_path: Path, monkeypatch: pytest.Monke
     elsewhere = ["-o", str(tmp_path / "elsewhere")]
     assert CliRunner().invoke(app, ["bench", "report", str(out / "results.json"), *elsewhere]).exit_code == 0
     assert (tmp_path / "elsewhere" / "report.html").is_file()
-    assert "copy.json" in CliRunner().invoke(app, ["bench", "leaderboard", str(out)]).output
+    rows = CliRunner().invoke(app, ["bench", "leaderboard", str(out)]).output
+    assert "copy.row.json: a row for Codec-SUPERB's page" in rows
     assert CliRunner().invoke(app, ["bench", "leaderboard", str(out / "results.json")]).exit_code == 1
     ranked = CliRunner().invoke(app, ["bench", "leaderboard", str(out / "results.json"), *elsewhere])
     assert str(tmp_path / "elsewhere" / "codec-superb" / "copy.json") in ranked.output

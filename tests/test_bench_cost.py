@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -79,6 +81,18 @@ def test_memory_of_the_hungrier_program_counts(clip: Clip) -> None:
 def test_a_clip_of_less_than_a_block_has_no_first_block(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "dot.wav", noise(800).numpy(), 16_000)
     assert _first_block(Semanticodec("mini-25"), Clip("dot", "sound", tmp_path / "dot.wav")) is None
+
+
+def test_the_first_block_takes_its_work_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which every push takes 7 s."""
+    soundfile.write(tmp_path / "noise.wav", noise(8000, scale=0.1).numpy(), 16_000)
+    codec = Semanticodec("mini-25")
+    monkeypatch.setattr("semanticodec.bench.cost.time", SimpleNamespace(perf_counter=itertools.count(0, 7).__next__))
+    found = _first_block(codec, Clip("noise", "sound", tmp_path / "noise.wav"))
+    assert found is not None
+    delay = codec.about().delay
+    assert delay is not None
+    assert 320 <= found - 7000 <= 1000 * delay + 10  # the sound that it took, in steps of 10 ms
 
 
 def test_operations_that_pytorch_does_not_count() -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,14 @@ def read(path: Path) -> Any:
 def answered(path: Path, key: Path, listeners: Mapping[str, Callable[[str, int], float]], *, uuid: bool = True) -> Path:
     """Write what listeners (name -> score of a condition in the n-th trial) answer, as webMUSHRA does."""
     columns = [name for name in COLUMNS if uuid or name != "session_uuid"]
+    test, trials = read(key)["testId"], read(key)["trials"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for place, (listener, rated) in enumerate(listeners.items()):
-            for number, (trial, facts) in enumerate(read(key)["trials"].items()):
+            for number, (trial, facts) in enumerate(trials.items()):
                 for stimulus, condition in {"reference": "reference", **facts["stimuli"]}.items():
-                    cells = ("mushra", listener.strip(), f"id-{place}", trial, stimulus, rated(condition, number), 900)
+                    cells = (test, listener.strip(), f"id-{place}", trial, stimulus, rated(condition, number), 900)
                     writer.writerow({**dict(zip(ROW, cells, strict=True)), "rating_comment": 'a "good" one,\nreally'})
     return path
 
@@ -64,8 +66,10 @@ def honest(change: float = 0.0, **others: float) -> Callable[[str, int], float]:
 
 
 def test_listening_tests_are_exported(tmp_path: Path):
-    keys = [read(export(items(), tmp_path / name, seed=seed)) for name, seed in (("one", 3), ("two", 3), ("three", 4))]
-    assert keys[0] == keys[1] != keys[2]
+    keys = [read(export(items(), tmp_path / name, seed=seed)) for name, seed in (("one", 3), ("one", 3), ("one", 4))]
+    assert keys[0] == keys[1]
+    assert keys[1]["trials"] != keys[2]["trials"]
+    export(items(), tmp_path / "one", seed=3)
     config = read(tmp_path / "one" / "config.yaml")
     trials = [page for page in config["pages"] if page["type"] == "mushra"]
     assert [page["id"] for page in trials] == ["trial001", "trial002"]
@@ -212,9 +216,15 @@ def test_people_with_the_same_initials_are_two(tmp_path: Path):
 def test_answers_that_do_not_fit_are_named(tmp_path: Path):
     key = export(items(1), tmp_path / "mushra", seed=1)
     answers = answered(tmp_path / "mushra.csv", key, {"AB": honest()})
-    other = export(items(1), tmp_path / "other", seed=2)
-    with pytest.raises(ConfigError, match=r"row 3: s\d+ of trial001 is not in"):
+    other = export(items(1), tmp_path / "other", seed=1)
+    with pytest.raises(ConfigError, match=r"row 2: of the test 'mushra', .*other-key\.json of 'other'"):
         analyse(answers, other)
+    one = items(1)[0]
+    longer = replace(one, decodes={"a": one.decodes["a"], "c": one.decodes["b"]})
+    for made in ([longer], [replace(one, name="another")], items(2)):  # of the same name and seed
+        again = export(made, tmp_path / "elsewhere" / "mushra", seed=1)
+        with pytest.raises(ConfigError, match=r"row 3: s\d+ of trial001 is not in"):
+            analyse(answers, again)
     with pytest.raises(ConfigError, match="is no key"):
         analyse(answers, tmp_path / "mushra" / "config.yaml")
     text = answers.read_text()

@@ -14,7 +14,9 @@ from chrome import opened
 
 from benchmarks.page import CHROMIUM, launched
 from semanticodec.audio import save
+from semanticodec.bench import curves
 from semanticodec.bench.clips import find
+from semanticodec.bench.codecs import MESSAGE
 from semanticodec.bench.figures import (
     COLOURS,
     MARKERS,
@@ -28,6 +30,7 @@ from semanticodec.bench.figures import (
     told,
 )
 from semanticodec.bench.folders import emptied, marked
+from semanticodec.bench.losses import conditions
 from semanticodec.bench.report import write_report
 from semanticodec.bench.results import Results
 from semanticodec.bench.statistics import interval
@@ -124,6 +127,90 @@ def test_axes_and_legends_say_what_they_are(results: Results):
         assert shapes[0] != shapes[1]  # for those who cannot tell the colours
     assert rate_distortion(results, "visqol") is None
     assert bars(results, "visqol") is None
+
+
+def test_lines_go_from_bitrate_to_bitrate(results: Results):
+    """In whatever order the systems come."""
+    names = ("high", "other", "low")
+    systems = {name: {**results.systems[name], "family": "ours"} for name in names}
+    plot = rate_distortion(replace(results, systems=systems), "stoi")
+    assert plot
+    sheet = Sheet(1)
+    plot.draw(sheet, sheet.axes[0], "speech")
+    (line,) = (line for line in sheet.axes[0].lines if len(line.get_xdata()) == len(names))
+    assert list(line.get_xdata()) == pytest.approx([0.505, 1.505, 6.005])
+
+
+def lost_blocks() -> Results:
+    """What lost blocks cost three clips, which lose more than was asked for where it was 1 %, and less elsewhere."""
+    clips = {f"{kind}{n}": {"kind": kind} for n, kind in enumerate(("speech", "speech", "music"))}
+    values = {
+        each.name: {
+            "lost": {clip: [0.035 if each.rate == 0.01 else 0.9 * each.rate, 20.0] for clip in clips},
+            "mel_l1": {clip: [0.5 + each.rate + n / 10, 1.0] for n, clip in enumerate(clips)},
+            "stoi": {clip: [0.75 - each.rate, 1.0] for clip in clips},
+            "kbps_net": {clip: [6.5 if "opus" in each.method else 1.25, 1.0] for clip in clips},
+        }
+        for each in conditions(["opus-6"])
+    }
+    settings = {"model": "mini-100", "beside": ["opus-6"], "options": {"steps": 4}}
+    return Results("t", {"commit": "0123456789abcdef", "modified": True}, settings, clips, {}, values)
+
+
+def test_lost_blocks_are_drawn_where_they_are(tmp_path: Path):
+    curves.write(tmp_path, lost_blocks())
+    plots = curves.plots(curves.read(tmp_path / "losses.json"))
+    assert plots.keys() == {"mel_l1", "stoi"}
+    assert plots["mel_l1"].ylabel.endswith("all clips, n = 3")
+    assert plots["stoi"].ylabel.endswith("speech, n = 2")
+    assert list(plots["stoi"].families) == ["model", "silence", "repetition", "opus-6, 6.5 kbit/s"]
+    sheet = Sheet(1)
+    plots["mel_l1"].draw(sheet, sheet.axes[0], "bursts")
+    curve, *others = (line for line in sheet.axes[0].lines if len(line.get_xdata()) > 2)
+    assert len(others) == 3
+    lost = np.asarray(curve.get_xdata()) - curve.get_xdata()[0]  # nothing is lost in the first of them
+    assert lost.tolist() == pytest.approx([0, 2.7, 3.5, 4.5, 9, 18])
+    asked = [0, 0.03, 0.01, 0.05, 0.1, 0.2]
+    assert np.asarray(curve.get_ydata()).tolist() == pytest.approx([0.6 + rate for rate in asked])
+    assert len({line.get_xdata()[0] for line in (curve, *others)}) == 4  # beside each other
+    assert "model: 3.5 % lost, 0.610 [0.510, 0.710], n = 3" in sheet.tips
+    before = (tmp_path / "losses.png").read_bytes()
+    curves.draw(tmp_path / "again.png", curves.read(tmp_path / "losses.json"))
+    assert (tmp_path / "again.png").read_bytes() == before
+    curves.write(tmp_path, replace(lost_blocks(), values={}))
+    assert curves.plots(curves.read(tmp_path / "losses.json")) == {}
+    assert not (tmp_path / "losses.png").exists()
+
+
+def test_the_report_says_what_lost_its_blocks(results: Results, tmp_path: Path):
+    results = replace(results, systems={}, values={})  # what else there is would take long to draw
+    (tmp_path / "losses.png").write_bytes(b"somebody's")
+    section = lambda page: page.partition('<h2 id="losses">')[2].partition("<h2")[0]  # noqa: E731
+    assert "Not measured" in section(write_report(results, tmp_path).read_text())
+    curves.write(tmp_path, lost_blocks())
+    shown = section(write_report(results, tmp_path).read_text())
+    assert "mini-100@4 at 1.25 kbit/s net, 3 clips (2 speech, 1 music), commit 0123456789ab (modified)" in shown
+    assert shown.count('<svg role="img"') == 4  # of two measures and patterns
+    assert "<img" not in shown
+    assert "currentColor" in shown
+    assert (tmp_path / "plots" / "losses-stoi.svg").is_file()
+    curves.write(tmp_path, replace(lost_blocks(), values={}))
+    assert "Every clip failed" in section(write_report(results, tmp_path).read_text())
+    (tmp_path / "losses.json").write_text('{"model": "x"}')
+    assert "losses.json holds no results of semanticodec bench losses" in section(
+        write_report(results, tmp_path).read_text()
+    )
+
+
+def test_the_report_says_how_bits_are_counted(results: Results, report: Path, tmp_path: Path):
+    page = " ".join(report.read_text().split())
+    assert f"WebSocket messages of {MESSAGE:g} s, or of a block where that is longer" in page
+    assert f"without the wait for a message of {MESSAGE:g} s" in page
+    assert "Net bits of Codec 2 and Speex are of a clip's own frames" in page
+    assert "no coder was run to reach" not in page
+    facts = {"codebook_use": ["9 % of 9"], "entropy_bits": [1.5], "kbps_at_entropy": 0.5}
+    coded = replace(results, systems={**results.systems, "low": {**results.systems["low"], **facts}})
+    assert "no coder was run to reach" in write_report(coded, tmp_path).read_text()
 
 
 @pytest.mark.parametrize("rates", [(1.3, 5.4), (0.3, 24.2), (6.0, 6.4), (0.001, 900.0)])

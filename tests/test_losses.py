@@ -22,6 +22,7 @@ from semanticodec.bench import losses as module
 from semanticodec.bench import lossy
 from semanticodec.bench.clips import Clip
 from semanticodec.bench.codecs import Semanticodec
+from semanticodec.bench.curves import write
 from semanticodec.bench.losses import (
     MEASURES,
     METHODS,
@@ -34,7 +35,6 @@ from semanticodec.bench.losses import (
     lost_of,
     measure,
     table,
-    write,
 )
 from semanticodec.bench.lossy import masked, muted, repeated
 from semanticodec.bench.results import Results

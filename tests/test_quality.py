@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import quality, readme
-from semanticodec.bench import losses
+from semanticodec.bench import curves, losses
 from semanticodec.bench.results import Results
 
 
@@ -77,7 +77,7 @@ def test_lost_blocks_have_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         for each in losses.conditions(["opus-6"])
     }
     machine = {"commit": "0123456789"}
-    losses.write(tmp_path, Results("t", machine, {"model": "mini-100", "beside": ["opus-6"]}, clips, {}, values))
+    curves.write(tmp_path, Results("t", machine, {"model": "mini-100", "beside": ["opus-6"]}, clips, {}, values))
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     lines = readme.losses().splitlines()
     assert lines[0] == "| lost blocks | filled by | speech: STOI | mel L1 | music: mel L1 | sound: mel L1 |"
@@ -134,11 +134,29 @@ def test_costs_are_those_of_an_idle_machine():
     assert later.settings["costs_of_commit"] == "0123456789"
 
 
+def test_all_runs_are_made_unless_some_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    made: list[str] = []
+    monkeypatch.setattr(quality, "plans", lambda *_: dict(zip(quality.RUNS, quality.RUNS, strict=True)))
+    monkeypatch.setattr(quality, "run", lambda plan, *_: made.append(plan) or results())
+    monkeypatch.setattr(quality, "with_recorded", lambda found, _: found)
+    monkeypatch.setattr(quality, "survey", lambda found, *_, **__: found)
+    quality.main(["fast", "--out", str(tmp_path)])
+    quality.main(["--out", str(tmp_path)])
+    assert made == ["fast", *quality.RUNS]
+    with pytest.raises(SystemExit, match="2"):
+        quality.main(["fast", "nonsense", "--out", str(tmp_path)])
+    assert "no run nonsense; there are published, dev" in capsys.readouterr().err
+    assert len(made) == 5
+
+
 def test_the_runs_are_planned(root: Path, tmp_path: Path):
     audio = root.parent / "shared" / "audio"
     if not (audio / "dev" / "manifest.csv").is_file():
         pytest.skip("needs ../shared/audio")
     plans = quality.plans(audio, tmp_path, 1, 3, ["wer", "dwer"])
+    assert plans.keys() == set(quality.RUNS)
     assert (len(plans["dev"].clips), plans["dev"].costly_every) == (42, 1)
     assert len(plans["published"].clips) == 24
     assert plans["published"].compensate is False

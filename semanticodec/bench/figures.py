@@ -52,10 +52,10 @@ Draw = Callable[["Sheet", Axes, str], None]
 class Sheet:
     """One figure, with what is said when the mouse rests on its points."""
 
-    def __init__(self, columns: int, *, width: float = PANEL, height: float = 3.1) -> None:
+    def __init__(self, columns: int, *, rows: int = 1, width: float = PANEL, height: float = 3.1) -> None:
         self.figure = Figure(figsize=(width * columns, height), layout="constrained")
         FigureCanvasAgg(self.figure)
-        self.axes: list[Axes] = list(self.figure.subplots(1, columns, squeeze=False)[0])
+        self.axes: list[Axes] = list(self.figure.subplots(rows, columns, squeeze=False).flat)
         self.tips: list[str] = []
 
     def tip(self, text: str) -> str:
@@ -104,22 +104,45 @@ class Plot:
     height: float = 3.1
     names: float = 0.0
 
+    def put(self, sheet: Sheet, axes: Axes, kind: str) -> None:
+        """Draw one kind on axes of a sheet, and dress them.
+
+        Args:
+            sheet: that has the axes.
+            axes: to be drawn on.
+            kind: one of the plot's.
+        """
+        self.draw(sheet, axes, kind)
+        _finish(axes)
+
+    def explain(self, sheet: Sheet, *, below: bool = False) -> None:
+        """Put the legend of the families on a sheet.
+
+        Args:
+            sheet: to be put on.
+            below: whether it stands below the axes in one row, and not beside them.
+        """
+        keys = [Line2D([], [], color=colour, marker=marker, markersize=5) for colour, marker in self.families.values()]
+        sheet.figure.legend(
+            keys,
+            list(self.families),
+            loc="outside lower center" if below else "outside right center",
+            ncols=len(keys) if below else 1,
+            frameon=False,
+            fontsize=8,
+            labelcolor=INK,
+        )
+
     def save(self, path: Path) -> None:
         """Write all panels as a PNG and an SVG, for papers; the ending of ``path`` is replaced."""
         sheet = Sheet(len(self.kinds), width=PANEL + self.names / len(self.kinds), height=self.height)
         for axes, kind in zip(sheet.axes, self.kinds, strict=True):
-            self.draw(sheet, axes, kind)
-            _finish(axes)
+            self.put(sheet, axes, kind)
             if self.names and axes is not sheet.axes[0]:
                 axes.set_yticklabels([])  # those of the first one
-        sheet.axes[0].set_ylabel(self.ylabel, fontsize=9, color=INK)
+        sheet.axes[0].set_ylabel(self.ylabel)
         if self.families:
-            keys = [
-                Line2D([], [], color=colour, marker=marker, markersize=5) for colour, marker in self.families.values()
-            ]
-            sheet.figure.legend(
-                keys, list(self.families), loc="outside right center", frameon=False, fontsize=8, labelcolor=INK
-            )
+            self.explain(sheet)
         for ending in (".png", ".svg"):
             sheet.figure.savefig(path.with_suffix(ending), dpi=200)
             sheet.figure.set_layout_engine("none")  # it has been laid out
@@ -129,9 +152,8 @@ class Plot:
         panels = []
         for kind in self.kinds:
             sheet = Sheet(1, width=PANEL + self.names, height=self.height)
-            self.draw(sheet, sheet.axes[0], kind)
-            _finish(sheet.axes[0])
-            sheet.axes[0].set_ylabel(self.ylabel, fontsize=9, color=INK)
+            self.put(sheet, sheet.axes[0], kind)
+            sheet.axes[0].set_ylabel(self.ylabel)
             panels.append(sheet.inline(f"{self.title}: {kind}"))
         keys = "".join(f"<li>{_key(*look)}{html.escape(name)}</li>" for name, look in self.families.items())
         width = round(94 * (PANEL + self.names))

@@ -29,6 +29,9 @@ VERSA = {
 for one of which less is better."""
 PERCENT = {"wer"}
 """VERSA counts these as shares of 1."""
+RESULT = "scores in the form of Codec-SUPERB's result files; its update_leaderboard.py shows absent metrics as 0"
+ROW = "a row for Codec-SUPERB's page, web/src/results/data.js"
+RECORDS = "for VERSA's reports"
 
 
 def codec_superb(results: Results, system: str) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def versa(results: Results, system: str) -> list[dict[str, Any]]:
     return records
 
 
-def write_leaderboards(results: Results, folder: Path) -> tuple[list[Path], list[str]]:
+def write_leaderboards(results: Results, folder: Path) -> tuple[dict[Path, str], list[str]]:
     """Write ``codec-superb/SYSTEM.json``, its row, and ``versa/SYSTEM.jsonl`` for every system that was measured.
 
     Args:
@@ -89,9 +92,10 @@ def write_leaderboards(results: Results, folder: Path) -> tuple[list[Path], list
         folder: to write to.
 
     Returns:
-        the files, and the systems that were left out since there is nothing to rank them by.
+        the files and what each is for, and the systems that were left out since there is nothing to rank them by.
     """
-    written, left_out = [], []
+    written: dict[Path, str] = {}
+    left_out = []
     for system, facts in results.systems.items():
         if not facts.get("measured", True):
             continue
@@ -99,12 +103,12 @@ def write_leaderboards(results: Results, folder: Path) -> tuple[list[Path], list
         if not records or both["row"][system]["bps"] is None:
             left_out.append(system)
             continue
-        for path, text in (
-            (folder / "codec-superb" / f"{system}.json", json.dumps(both["results"], indent=4)),
-            (folder / "codec-superb" / f"{system}.row.json", json.dumps(both["row"], indent=1)),
-            (folder / "versa" / f"{system}.jsonl", "\n".join(map(json.dumps, records))),
+        for path, use, text in (
+            (folder / "codec-superb" / f"{system}.json", RESULT, json.dumps(both["results"], indent=4)),
+            (folder / "codec-superb" / f"{system}.row.json", ROW, json.dumps(both["row"], indent=1)),
+            (folder / "versa" / f"{system}.jsonl", RECORDS, "\n".join(map(json.dumps, records))),
         ):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text + "\n")
-            written.append(path)
+            written[path] = use
     return written, left_out

@@ -75,8 +75,9 @@ def export(
     """Write stimuli and ``config.yaml`` for webMUSHRA, and the key that says which stimulus is what.
 
     Trials come in an order drawn from the seed, stimuli have names that tell nothing (webMUSHRA shuffles them for each
-    listener and adds the hidden reference), and everything has one loudness.  The folder is published to listeners, so
-    that the key may not lie in it.  What an earlier export put there goes.
+    listener and adds the hidden reference), and everything has one loudness.  The names are drawn anew for each test,
+    clips and systems, so that no answers fit another test's key.  The folder is published to listeners, so that the key
+    may not lie in it.  What an earlier export put there goes.
 
     Args:
         items: trials, of at most 12 s and 9 systems.
@@ -109,11 +110,12 @@ def export(
             f"{secret} is there, and may be needed for another test's answers; give the key another place"
         )
     emptied(folder)
-    test, draw = folder.resolve().name, random.Random(seed)
+    test = folder.resolve().name
+    draw = random.Random(json.dumps([seed, test, [[item.name, *item.decodes] for item in items]]))
     order = draw.sample(list(items), len(items))
     names = draw.sample(range(1000, 10_000), sum(len(i.decodes) + len(ANCHORS) for i in items))
     pages: list[Any] = []
-    meanings: dict[str, Any] = {"seed": seed, "trials": {}}
+    meanings: dict[str, Any] = {"testId": test, "seed": seed, "trials": {}}
     for number, item in enumerate(order, 1):
         trial = f"trial{number:03d}"
         anchors = {name: low_pass(item.original, cutoff) for name, cutoff in ANCHORS.items()}
@@ -231,7 +233,8 @@ def analyse(answers: Path, key: Path, *, listener: str = "listener") -> Verdict:
         listener: column that tells listeners apart; who sends a second set of answers under one name is another.
 
     Raises:
-        ConfigError: a column is missing, a score is none, or a trial or stimulus is not in the key.
+        ConfigError: a column is missing, a score is none, the answers are another test's, or a trial or stimulus is not
+            in the key.
     """
     ratings = _read(answers, key, listener)
     excluded = _screened(ratings)
@@ -262,7 +265,8 @@ Ratings = Mapping[str, Mapping[str, Mapping[str, float]]]
 def _read(answers: Path, key: Path, listener: str) -> Ratings:
     """Read answers and put conditions in place of the names of stimuli."""
     try:
-        trials = {trial: facts["stimuli"] for trial, facts in json.loads(key.read_text())["trials"].items()}
+        meanings = json.loads(key.read_text())
+        test, trials = meanings["testId"], {trial: it["stimuli"] for trial, it in meanings["trials"].items()}
     except (ValueError, TypeError, LookupError) as error:
         raise ConfigError(f"{key} is no key of `semanticodec bench listen`: {error}") from error
     try:
@@ -270,7 +274,7 @@ def _read(answers: Path, key: Path, listener: str) -> Ratings:
             rows = list(csv.DictReader(file, strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{answers} is no CSV file in UTF-8: {error}") from error
-    needed = {listener, "trial_id", "rating_stimulus", "rating_score"}
+    needed = {listener, "session_test_id", "trial_id", "rating_stimulus", "rating_score"}
     if not rows or not needed <= rows[0].keys():
         raise ConfigError(
             f"{answers} needs the columns {', '.join(sorted(needed))}; say with --listener if listeners are in another"
@@ -279,6 +283,8 @@ def _read(answers: Path, key: Path, listener: str) -> Ratings:
     sittings: dict[str, int] = {}
     for number, row in enumerate(rows, 2):
         trial, stimulus = row["trial_id"], row["rating_stimulus"]
+        if row["session_test_id"] != test:
+            raise ConfigError(f"{answers}, row {number}: of the test {row['session_test_id']!r}, {key} of {test!r}")
         if trial not in trials or stimulus not in (REFERENCE, *trials[trial]):
             raise ConfigError(f"{answers}, row {number}: {stimulus} of {trial} is not in {key}")
         condition = REFERENCE if stimulus == REFERENCE else trials[trial][stimulus]

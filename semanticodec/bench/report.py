@@ -6,7 +6,7 @@ import base64
 import html
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -17,14 +17,15 @@ import torch
 from ..audio import load, save
 from ..config import SAMPLE_RATE
 from ..demo import log_mel
-from .align import align
+from ..errors import ConfigError
 from .clips import Clip
-from .codecs import found_by
+from .codecs import MESSAGE
+from .curves import FILE, plots, read
+from .entries import aligned
 from .figures import Plot, against_speed, bars, counted, rate_distortion
 from .folders import emptied
 from .metrics import METRICS
 from .results import BITS, Results
-from .run import Entry
 from .statistics import INTERVALS, METHOD, Interval
 
 PAGE = Path(__file__).parent / "report.html"
@@ -42,11 +43,14 @@ CODES = {
     "tokens_per_second": ("tokens", "per s"),
     "codebook_use": ("used of each codebook", ""),
     "entropy_bits": ("entropy", "bits per code"),
-    "kbps_at_entropy": ("bits at that entropy", "kbit/s"),
+    "kbps_at_entropy": ("bits at that entropy", "kbit/s, too low if clips are few"),
     "probe_codes": ("told from counted codes", "right"),
     "probe_embedded": ("told from mean features", "right"),
 }
 """The same of codes."""
+ENTROPY = """<p>Entropy is that of how often each code came up, without context.  What few clips do not bring up counts
+as never used: unless many times more codes were counted than a codebook has entries, entropy is too low, and so are the
+bits at that entropy, which no coder was run to reach.</p>"""
 PROBES = """<p>Linear classifiers tell the manifest's labels of clips they have not seen, from how often each code comes
 in a clip, and from the mean of what codes stand for (the last row: from mean and deviation of the recording's log-mel);
 chance is what guessing gets right.</p>"""
@@ -75,17 +79,15 @@ def hang(results: Results, clips: Iterable[Clip], cache: Path, folder: Path, eac
             pieces = {"original": original}
             for name, system in results.systems.items():
                 if "fingerprint" in system and clip.name in results.scores(name, "kbps_net"):
-                    content = found_by(clip, by_name=system.get("by_name", False))
-                    decoded = Entry.of(cache, system["fingerprint"], content).decoded()
                     level = bool(results.settings["compensate"])
-                    pieces[name] = align(original, decoded, delay=results.late(name, clip.name), level=level).wave
+                    pieces[name] = aligned(results, name, clip, cache, level=level)
             for name, wave in pieces.items():
                 piece = wave[: SECONDS * SAMPLE_RATE]
                 save(target / f"{name}.flac", torch.from_numpy(piece), SAMPLE_RATE)
 
 
 def write_report(results: Results, folder: Path) -> Path:
-    """Write ``report.html`` with the gallery that lies in the folder, and the plots as PNG and SVG for papers.
+    """Write ``report.html`` with the gallery and lost blocks of the folder, and the plots as PNG and SVG for papers.
 
     Args:
         results: of a run.
@@ -114,7 +116,8 @@ def write_report(results: Results, folder: Path) -> Path:
         speed="".join(speed[:1]) + _folded("The same by other metrics", speed[1:])
         or "<p>None of the systems was timed.</p>",
         bars="".join(drawn(bars(results, name), f"bars-{name}") for name in leading),
-        losses=_losses(folder / "losses.png"),
+        losses=_losses(folder / FILE, drawn),
+        message=f"{MESSAGE:g}",
         tables="".join(f"<h3>{kind}</h3>{_table(results, kind, present)}" for kind in results.kinds),
         systems=_systems(results),
         codes=_codes(results),
@@ -276,9 +279,8 @@ def _codes(results: Results) -> str:
             for fact in columns
         )
         rows.append(f'<tr><th scope="row">{html.escape(name)}</th>{"".join(cells)}</tr>')
-    return (PROBES if "probe_codes" in columns else "") + _laid_out(
-        {"system": "", **dict(columns.values())}, rows, "codes"
-    )
+    told = ENTROPY * ("kbps_at_entropy" in columns) + PROBES * ("probe_codes" in columns)
+    return told + _laid_out({"system": "", **dict(columns.values())}, rows, "codes")
 
 
 def _told(value: object) -> str:
@@ -322,14 +324,20 @@ def _tests(results: Results, measure: str) -> str:
     return _folded(f"{METRICS[measure].label}: {tested} of {pairs} pairs tested", parts)
 
 
-def _losses(picture: Path) -> str:
-    if not picture.is_file():
+def _losses(file: Path, drawn: Callable[[Plot, str], str]) -> str:
+    """Show what a run of ``bench losses`` found, which need not be of this report's clips and commit."""
+    if not file.is_file():
         return (
             "<p>Not measured.  <code>semanticodec bench losses CLIPS -o THIS_FOLDER</code> does, and then "
             "<code>semanticodec bench report THIS_FOLDER</code> shows it here.</p>"
         )
-    data = base64.b64encode(picture.read_bytes()).decode()
-    return f'<figure><img alt="quality against lost blocks" src="data:image/png;base64,{data}"></figure>'
+    try:
+        kept = read(file)
+    except ConfigError as error:
+        return f"<p>{html.escape(str(error))}</p>"
+    figures = "".join(drawn(plot, f"losses-{name}") for name, plot in plots(kept).items())
+    told = "Upright lines are 95 % intervals; points of one share stand side by side."
+    return f"<p>{html.escape(kept.title)}.  {told if figures else 'Every clip failed.'}</p>{figures}"
 
 
 def _gallery(folder: Path, results: Results) -> str:

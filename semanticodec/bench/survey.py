@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from ..demo import log_mel
 from ..errors import ConfigError
-from .align import align
 from .clips import Clip, origin
-from .codecs import Codec, Semanticodec, found_by
+from .codecs import Codec, Semanticodec
 from .cost import cost
+from .entries import aligned, entry
 from .listening import LONGEST, Item
 from .neural import Hub
 from .probe import bag, probe, use
 from .results import Results
-from .run import Entry, Plan
+from .run import Plan
 
 
 def survey(results: Results, plan: Plan, *, costs: bool) -> Results:
@@ -67,11 +67,9 @@ def codes_facts(codec: Codec, results: Results, clips: Mapping[str, Clip], cache
     Returns:
         Facts by name; none for codecs without codes.
     """
-    facts = results.systems[codec.name]
     coded: dict[str, NDArray[np.int64]] = {}
     for name in results.scores(codec.name, "kbps_net"):
-        content = found_by(clips[name], by_name=facts.get("by_name", False))
-        codes = Entry.of(cache, facts["fingerprint"], content).codes()
+        codes = entry(results, codec.name, clips[name], cache).codes()
         if codes is not None:
             coded[name] = codes
     if not coded:
@@ -128,14 +126,8 @@ def listening_items(
             and all(clip.name in results.scores(name, "kbps_net") for name in systems)
         ]
         for clip in draw.sample(fitting, min(each, len(fitting))):
-            original = clip.wave.astype(np.float64)
-            decodes = {}
-            for name in systems:
-                facts = results.systems[name]
-                content = found_by(clip, by_name=facts.get("by_name", False))
-                decoded = Entry.of(cache, facts["fingerprint"], content).decoded()
-                decodes[name] = align(original, decoded, delay=results.late(name, clip.name)).wave
-            items.append(Item(clip.name, original, decodes))
+            decodes = {name: aligned(results, name, clip, cache, level=True) for name in systems}
+            items.append(Item(clip.name, clip.wave.astype(np.float64), decodes))
     if not items:
         raise ConfigError("none of the recordings of 3 to 12 s has been decoded by all of the systems")
     return items

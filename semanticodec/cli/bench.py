@@ -204,7 +204,12 @@ def leaderboard(
         Path | None, typer.Option("--out", "-o", help="Folder to write to.  [default: leaderboard in that folder]")
     ] = None,
 ) -> None:
-    """Write the results as Codec-SUPERB and VERSA read them."""
+    """Write the results as Codec-SUPERB and VERSA read them.
+
+    OUT/codec-superb/SYSTEM.row.json is a row for Codec-SUPERB's page (web/src/results/data.js).  SYSTEM.json beside it
+    has the form of its result files, but not all of their metrics: its update_leaderboard.py would show what is absent,
+    and bits that it does not know, as 0.  OUT/versa/SYSTEM.jsonl is for VERSA.
+    """
     with user_errors():
         _need_extra()
         from ..bench.leaderboard import write_leaderboards
@@ -213,8 +218,8 @@ def leaderboard(
         if out is None and results.is_file():
             raise ConfigError(f"say with --out where the rows of {results} shall be written")
         written, left_out = write_leaderboards(read_results(results), out or results / "leaderboard")
-        for path in written:
-            typer.echo(f"{path}")
+        for path, use in written.items():
+            typer.echo(f"{path}: {use}")
         for name in left_out:
             complain(name, "left out: it has no bitrate, or no score that a leaderboard reads")
 
@@ -248,6 +253,11 @@ def listen(
 
         results = read_results(folder)
         items = listening_items(results, find(audio), folder / "cache", _names(systems), each, seed)
+        heard = [results.clips[item.name]["kind"] for item in items]
+        for kind in results.kinds:
+            if heard.count(kind) < each:
+                few = f"{heard.count(kind)} trial{'s' * (heard.count(kind) != 1)} where {each} were asked for"
+                complain(kind, f"{few}: of 3 to 12 s, and decoded by all of the systems, are no more")
         secret = export(items, out, key, seed=seed)
         name = out.resolve().name
         typer.echo(
@@ -324,6 +334,7 @@ def losses(
         from ..bench import losses as module
         from ..bench.clips import find, thin
         from ..bench.codecs import Semanticodec
+        from ..bench.curves import write
         from ..bench.figures import told
         from ..bench.folders import marked
         from ..bench.outages import interruptible
@@ -339,7 +350,7 @@ def losses(
             task = progress.add_task(name, total=len(clips))
             kept = marked(cache or out / "cache")
             results = module.measure(codec, clips, kept, jobs, _advance(progress, task), others)
-        module.write(out, results)
+        write(out, results)
         for what, reason in {**results.skipped, **results.failed}.items():
             complain(what, reason)
         typer.echo(f"{'pattern':<8}{'rate':>6}  {'method':<11}{'lost':>7}  {'mel L1 [95 %]':<30}STOI [95 %]")
@@ -350,7 +361,8 @@ def losses(
         typer.echo(f"{out / 'losses.json'}: each kind of sound too, and paired tests")
         here = (out / "results.json").is_file()  # of `bench run`
         advice = f"; `semanticodec bench report {out}` puts them into the report" if here else ""
-        typer.echo(f"{out / 'losses.png'}: curves{advice}")
+        if (out / "losses.png").is_file():
+            typer.echo(f"{out / 'losses.png'}: curves{advice}")
         clean = [each for each in module.conditions(results.settings["beside"]) if not each.rate]
         useless = [each.method for each in clean if not results.scores(each.name, module.MEASURES[0])]
         if useless:
