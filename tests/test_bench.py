@@ -29,9 +29,10 @@ from typer.testing import CliRunner
 from benchmarks.page import CHROMIUM, launched
 from semanticodec.bench import neural
 from semanticodec.bench.clips import Clip, Wave, find, read
-from semanticodec.bench.codecs import About, Codec, Coded, Decodes, Semanticodec, ours
+from semanticodec.bench.codecs import About, Codec, Coded, Semanticodec, ours
 from semanticodec.bench.commands import Command, classical, configured
 from semanticodec.bench.cost import cost
+from semanticodec.bench.decodes import Decodes
 from semanticodec.bench.leaderboard import codec_superb, versa, write_leaderboards
 from semanticodec.bench.metrics import METRICS
 from semanticodec.bench.neural import Hub

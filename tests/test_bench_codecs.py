@@ -15,7 +15,6 @@ from semanticodec.bench.clips import Clip
 from semanticodec.bench.codecs import (
     Codec,
     Coded,
-    Decodes,
     Semanticodec,
     content,
     found_by,
@@ -24,9 +23,11 @@ from semanticodec.bench.codecs import (
     sources,
     versions,
 )
-from semanticodec.bench.commands import CODEC2, Command, classical
+from semanticodec.bench.commands import Command, classical
+from semanticodec.bench.decodes import Decodes
 from semanticodec.bench.neural import Hub
 from semanticodec.bench.outages import Interrupted
+from semanticodec.bench.payloads import CODEC2
 from semanticodec.config import SAMPLE_RATE, preset
 from semanticodec.errors import CheckpointError, ConfigError
 from semanticodec.wire import messages
@@ -85,10 +86,10 @@ class TestFingerprints:
         (tmp_path / "a.wav").write_bytes(b"a")
         lossy = Interrupted(dataclasses.replace(COPY, name="codec2-1300"), (True,), 5120)
         wanted: dict[Codec, set[str]] = {
-            COPY: {"audio", "bench/clips", "bench/codecs", "bench/commands"},
+            COPY: {"audio", "bench/clips", "bench/codecs", "bench/commands", "bench/payloads"},
             lossy: {"audio", "bench/clips", "bench/codecs", "bench/commands", "bench/outages"},
             hub(tmp_path): {"audio", "bench/clips", "bench/codecs", "bench/neural", "wire"},
-            Decodes("x", tmp_path, 1.5): {"audio", "bench/clips", "bench/codecs"},
+            Decodes("x", tmp_path, 1.5): {"audio", "bench/clips", "bench/codecs", "bench/decodes"},
             Semanticodec("mini-25"): {"audio", "bench/clips", "bench/codecs", "codec", "nn", "wire"},
         }
         given: list[str] = []
@@ -97,7 +98,7 @@ class TestFingerprints:
             given.extend(names)
             return "+".join(names)
 
-        for module in ("codecs", "commands", "neural", "outages"):
+        for module in ("codecs", "commands", "decodes", "neural", "outages"):
             monkeypatch.setattr(f"semanticodec.bench.{module}.sources", told)
             monkeypatch.setattr(f"semanticodec.bench.{module}.versions", told, raising=False)
         for codec, names in wanted.items():

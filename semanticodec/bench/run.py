@@ -11,12 +11,10 @@ import functools
 import hashlib
 import json
 import os
-import resource
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,23 +24,20 @@ from ..audio import save
 from ..config import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from .align import Delay, align, bandwidth, chosen, delays_of, find_delay
-from .clips import KINDS, Clip, Wave, read, thin
-from .codecs import About, Codec, Coded, Decodes, found_by, gross_bits, sources
+from .clips import KINDS, Clip, read, thin
+from .codecs import About, Codec, found_by, gross_bits, sources
+from .decodes import Decodes
 from .listening import ANCHORS, REFERENCE
 from .machine import machine
 from .metrics import METRICS, Value, release
 from .pool import Advance, Each, workers
 from .results import Results
 from .sounds import Sound
+from .timing import TIMING, spent_on, timer
 
 ALIGNED = "+".join((sources("bench/align")[:16], release("pyloudnorm"), release("numpy")))
 """What undoes delay and level, and takes gain and band: values that other sources or versions found are not used."""
 DELAY = f"delay@{ALIGNED}"
-TIMING = (
-    "seconds per second of sound on one thread, of the process that codes and of programs that it starts; the first "
-    "time that a process uses a codec, it codes and decodes one clip before, untimed (timed_by of a system: who timed "
-    "it, if another machine, torch or commit timed some clips)"
-)
 RESERVED = {"original", REFERENCE, *ANCHORS}
 """Names of other things than codecs in the gallery and in listening tests."""
 
@@ -330,14 +325,7 @@ def _facts(codec: Codec, fingerprint: str, delays: Delays, entries: Sequence[Ent
     facts["by_name"] = isinstance(codec, Decodes)
     records = [record for entry in entries if "seconds" in (record := entry.read())]
     by = {record.get("timed_by", "an older version") for record in records}
-    return facts | ({"timed_by": sorted(by)} if by - {_timer()} else {})
-
-
-@functools.cache
-def _timer() -> str:
-    """Name what times are of."""
-    here = machine()
-    return f"{here['cpu']}, torch {here['torch']}, commit {str(here['commit'])[:7]}{'*' * bool(here['modified'])}"
+    return facts | ({"timed_by": sorted(by)} if by - {timer()} else {})
 
 
 def score_key(name: str, delay: int, compensate: bool, clip: Clip | None = None) -> str:
@@ -375,8 +363,8 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
         if timed and (name := codec.fingerprint()) not in _WARM:
             codec.decode(codec.encode(clip), clip)
             _WARM.add(name)
-        coded, encoding = _timed(lambda: codec.encode(clip))
-        wave, decoding = _timed(lambda: codec.decode(coded, clip))
+        coded, encoding = spent_on(lambda: codec.encode(clip))
+        wave, decoding = spent_on(lambda: codec.decode(coded, clip))
     except Exception as error:  # an adapter is anybody's code: one odd clip does not end a night's run
         return f"{type(error).__name__}: {error}"
     timing = {
@@ -386,7 +374,7 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
             "encode_wall": encoding[0],
             "decode_wall": decoding[0],
         },
-        "timed_by": _timer(),
+        "timed_by": timer(),
     }
     entry.path(".flac").parent.mkdir(parents=True, exist_ok=True)
     save(entry.path(".flac"), torch.from_numpy(np.ascontiguousarray(wave)), SAMPLE_RATE)
@@ -408,19 +396,6 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
 
 _WARM: set[str] = set()
 """Fingerprints of what this process has used."""
-T = TypeVar("T", Coded, Wave)
-
-
-def _timed(work: Callable[[], T]) -> tuple[T, tuple[float, float]]:
-    """Return a result, and the elapsed and the processor seconds that it took here and in programs it ran."""
-
-    def spent() -> float:
-        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-    wall, cpu = time.perf_counter(), spent()
-    result = work()
-    return result, (time.perf_counter() - wall, spent() - cpu)
 
 
 def _delay(clip: Clip, entry: Entry) -> Delay | None:

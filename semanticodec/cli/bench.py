@@ -42,8 +42,9 @@ def _codecs(
     decodes: list[str],
 ) -> list[Codec]:
     """Gather the adapters that were asked for."""
-    from ..bench.codecs import Decodes, ours
+    from ..bench.codecs import ours
     from ..bench.commands import classical, configured
+    from ..bench.decodes import Decodes
     from ..bench.neural import hub as neural
     from ..config import PRESETS
 
