@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 import shlex
 import shutil
 import subprocess
@@ -19,11 +20,12 @@ from typing import Any, get_args
 
 import soundfile
 
-from ..audio import load, resample, save
+from ..audio import HIGHEST_RATE, LOWEST_RATE, load, resample, save
 from ..config import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from .clips import Clip, Wave
 from .codecs import LIBRARIES, READING, About, Coded, sources, versions
+from .folders import recordings
 from .payloads import CODEC2, NET_BITS, Payload
 
 LAUNCHER = """
@@ -50,6 +52,13 @@ leaves the program to this one.
 """
 TIMEOUT = 300
 """Seconds that a program may take with one clip."""
+RANGES = {
+    "rate": (LOWEST_RATE, HIGHEST_RATE),
+    "delay": (0, 60),
+    "frame": (0, HIGHEST_RATE),
+    "packet": (0, HIGHEST_RATE),
+}
+"""Least and most of what a TOML file may say of a command."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,8 @@ class Command:
         frame: samples of a frame at ``rate``, of programs that would keep the end of a clip: silence of the delay and
             one frame goes behind the clip, and net bits are those of the frames that the clip itself has; else 0.
         packet: samples of a packet at ``rate``, where packets vary in length; else 0.
-        files: that the programs read beside those their commands name, as a model that a script opens: decodes in the
-            cache are found by their content too.
+        files: that the programs read beside those their commands name, as a model that a script opens, and folders of
+            such: decodes in the cache are found by them too.
     """
 
     name: str
@@ -91,7 +100,7 @@ class Command:
     def missing(self) -> str | None:
         """Say which program is not installed, or which of its files is not there."""
         for file in self.files:
-            if not Path(file).is_file():
+            if not Path(file).exists():
                 return f"there is no file {file}"
         for command in (self.encode_command, self.decode_command):
             program = shlex.split(command)[0]
@@ -105,17 +114,21 @@ class Command:
         return About(self.family or self.name, self.encode_command, self.rate, self.delay, packet=packet)
 
     def fingerprint(self) -> str:
-        """Name the programs and this adapter by their content, and the libraries that they load by size and time."""
-        digests = []
+        """Name the programs and this adapter by their content, and the libraries that they load by size and time.
+
+        Scripts and models that a command names count by their content too, what lies in folders by size and time.
+        """
+        digests: list[str] = []
         for command in (self.encode_command, self.decode_command):
-            program, *words = shlex.split(command)
-            # Scripts and models are words of the command, or what follows an = in one.
-            path = shutil.which(program) or ""
-            named = (part for word in words for part in {word, word.rpartition("=")[2]})
-            files = [path, *sorted(part for part in named if Path(part).is_file())]
-            digests += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
-            digests += _libraries(path)
-        digests += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in self.files]
+            names = sorted(set(_names(command)))
+            # Shells, env and nice start programs that are words like others.
+            programs = [path for name in names if (path := shutil.which(name))]
+            digests += map(_digest, [*programs, *(name for name in names if os.path.isfile(name))])
+            folders = (Path(name) for name in names if os.path.isdir(name) and not _is_worked_in(name))
+            digests += [line for folder in folders for line in _listing(folder)]
+            digests += [line for path in programs for line in _libraries(path)]
+        for file in map(Path, self.files):
+            digests += [_digest(file)] if file.is_file() else _listing(file)
         made_by = sources(*READING, "bench/codecs", "bench/commands", "bench/payloads"), versions(*LIBRARIES)
         return "/".join((str(dataclasses.astuple(self)), *digests, *made_by))
 
@@ -214,6 +227,38 @@ class Command:
             "coded": folder / f"coded{self.ending}",
             "output": folder / f"output{sound}",
         }
+
+
+def _names(command: str) -> Iterator[str]:
+    """Yield what a command may name files by: its words, what follows an = in one, and the same of quoted commands."""
+    shell = shlex.shlex(command, posix=True, punctuation_chars=True)
+    shell.whitespace_split, shell.commenters = True, ""
+    try:
+        words = {*shlex.split(command), *shell}
+    except ValueError:  # a word that is no command: an apostrophe
+        return
+    for word in words:
+        yield from {word, word.rpartition("=")[2]} - {""}
+        if word != command:
+            yield from _names(word)
+
+
+def _digest(file: str | Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _is_worked_in(folder: str) -> bool:
+    """Tell whether a folder is none of a model, but one that changes while this runs, or has such a one below it."""
+    places = (".", tempfile.gettempdir(), os.path.expanduser("~"))
+    return any(Path(place).resolve().is_relative_to(Path(folder).resolve()) for place in places)
+
+
+def _listing(folder: Path) -> Iterator[str]:
+    """Yield path, size and time of what lies in a folder: models are large, and this is asked for every clip."""
+    for file in recordings(folder):
+        if file.is_file() and "__pycache__" not in file.parts:  # which a program writes when it first runs
+            yield f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
 
 
 @functools.cache
@@ -331,7 +376,8 @@ def configured(path: Path) -> list[Command]:
         decode = "lyra_decoder --input {coded} --output {output}"
 
     Further keys: rate (Hz, 16000), raw (false), payload ("file"), ending (".bin"), family, delay (s), frame and packet
-    (samples at rate, see :class:`Command`), files (a list: what the programs read that the commands do not name).
+    (samples at rate, see :class:`Command`), files (a list of files and folders: what the programs read that the
+    commands do not name).
 
     Args:
         path: of the file.
@@ -340,7 +386,7 @@ def configured(path: Path) -> list[Command]:
         A codec per table.
 
     Raises:
-        ConfigError: a key is missing or unknown, or a value is of the wrong type.
+        ConfigError: a key is missing or unknown, or a value is of the wrong type or out of range.
     """
     try:
         tables = tomllib.loads(path.read_text())
@@ -364,6 +410,9 @@ def _configured(path: Path, name: str, table: object) -> Command:
             f"{path}: [{name}] has {', '.join(wrong) or 'payload'} wrong; beside encode and decode there may be "
             f"{', '.join(kinds)}, payload one of {', '.join(get_args(Payload))}"
         )
+    for key, (least, most) in RANGES.items():
+        if key in table and not least <= table[key] <= most:
+            raise ConfigError(f"{path}: [{name}] {key} is {table[key]}; wanted is {least} to {most}")
     places = {"encode": ("{input}", "{coded}"), "decode": ("{coded}", "{output}")}
     for key, needed in places.items():
         if not all(place in table[key] for place in needed):
