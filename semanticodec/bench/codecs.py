@@ -20,7 +20,7 @@ from .. import checkpoints, wire
 from ..codec import SemantiCodec
 from ..config import PRESETS, SAMPLE_RATE, preset
 from ..diffusion import FAST, SamplerOptions
-from ..errors import CheckpointError, SemantiCodecError
+from ..errors import AudioError, CheckpointError, SemantiCodecError
 from ..wire import entropy, messages, prior
 from ..wire.blocks import frame_bytes
 from .clips import Clip, Wave
@@ -131,6 +131,22 @@ class Codec(Protocol):
         Returns:
             Samples ``[S']`` at 16 kHz.
         """
+
+
+def checked(decoded: Wave) -> Wave:
+    """Return what a codec decoded, if it can be kept and compared.
+
+    Args:
+        decoded: wanted is ``[S']`` of finite numbers.
+
+    Raises:
+        AudioError: it is something else.
+    """
+    if decoded.ndim != 1 or not len(decoded):
+        raise AudioError(f"decoded to an array of shape {decoded.shape}; wanted are samples of one channel")
+    if wrong := np.count_nonzero(~np.isfinite(decoded)):
+        raise AudioError(f"{wrong} of {len(decoded)} decoded samples are no finite numbers")
+    return np.ascontiguousarray(decoded)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ..config import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from .align import Delay, align, bandwidth, chosen, delays_of, find_delay
 from .clips import KINDS, Clip, read, thin
-from .codecs import About, Codec, found_by, gross_bits, sources
+from .codecs import About, Codec, checked, found_by, gross_bits, sources
 from .decodes import Decodes
 from .listening import ANCHORS, REFERENCE
 from .machine import machine
@@ -76,7 +76,7 @@ class Plan:
             if unsafe:
                 raise ConfigError(
                     f"a codec's name is a file's too; wanted is one without / and \\, not empty, not "
-                    f"{', '.join(sorted(RESERVED))}, at most 100 letters, seen is {unsafe[0]!r}"
+                    f"{', '.join(sorted(RESERVED))}, at most 200 bytes, seen is {unsafe[0]!r}"
                 )
         unknown = set(self.metrics) - METRICS.keys()
         if unknown:
@@ -112,6 +112,15 @@ class Entry:
         except (FileNotFoundError, ValueError):
             return {}
         return found if self.path(".flac").is_file() else {}
+
+    def whole(self) -> bool:
+        """Tell whether the work is done, and what was kept of it can be read to its end."""
+        try:
+            self.decoded()
+            self.codes()
+        except (AudioError, EOFError, ValueError):  # the disk lost a part of it, or there is nothing yet
+            return False
+        return bool(self.read())
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Put a record in the place of the last one, at once."""
@@ -155,13 +164,15 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
         AudioError: none of the clips can be read.
     """
     clips, failed = readable(plan.clips)
-    plan = dataclasses.replace(plan, clips=clips)
+    among = [codec.among(plan.clips) if isinstance(codec, Decodes) else codec for codec in plan.codecs]
+    plan = dataclasses.replace(plan, clips=clips, codecs=among)
     skipped = {c.name: reason for c in plan.codecs if (reason := c.missing())}
     skipped |= {name: reason for name in plan.metrics if (reason := METRICS[name].missing())}
     codecs = [codec for codec in plan.codecs if codec.name not in skipped]
     metrics = [name for name in plan.metrics if name not in skipped]
     prints = {codec.name: hashed(codec) for codec in codecs}
     costly = {clip.name for clip in thin(plan.clips, plan.costly_every)}
+    wanted = {clip.name: tuple(n for n in metrics if _applies(n, clip, clip.name in costly)) for clip in plan.clips}
 
     def entry(codec: Codec, clip: Clip) -> Entry:
         content = found_by(clip, by_name=isinstance(codec, Decodes))
@@ -183,14 +194,14 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
 
         order = {clip.name: place for place, clip in enumerate(plan.clips)}
         scoring = [
-            (clip, entry(codec, clip), wanted, delays[codec.name].of(clip), plan.compensate)
+            (clip, entry(codec, clip), names, delays[codec.name].of(clip), plan.compensate)
             for codec, clip in sorted(pairs, key=lambda pair: order[pair[1].name])
-            if (wanted := tuple(n for n in metrics if _applies(n, clip, clip.name in costly)))
+            if (names := wanted[clip.name])
         ]
-        names = {entry(codec, clip): codec.name for codec, clip in pairs}
+        whose = {entry(codec, clip): codec.name for codec, clip in pairs}
         for (clip, place, *_), raised in each(score, scoring, "scoring", advance):
-            failed |= {f"{names[place]} on {clip.name}: {metric}": wrong for metric, wrong in raised.items()}
-    values = {codec.name: _gather(plan, codec, metrics, delays[codec.name], entry, failed) for codec in codecs}
+            failed |= {f"{whose[place]} on {clip.name}: {metric}": wrong for metric, wrong in raised.items()}
+    values = {codec.name: _gather(plan, codec, wanted, delays[codec.name], entry, failed) for codec in codecs}
     return Results(
         title=title,
         machine=machine(),
@@ -275,7 +286,9 @@ def described(clips: Iterable[Clip]) -> dict[str, dict[str, Any]]:
 
 
 def _names_a_file(name: str) -> bool:
-    return name.isprintable() and 0 < len(name) <= 100 and not set("/\\") & set(name) and name not in RESERVED
+    # Files are called what codecs are, and an ending; no disk takes more than 255 bytes.
+    fits = name.isprintable() and 0 < len(name.encode()) <= 200
+    return fits and not set("/\\") & set(name) and name not in RESERVED
 
 
 def _applies(name: str, clip: Clip, costly: bool) -> bool:
@@ -285,18 +298,18 @@ def _applies(name: str, clip: Clip, costly: bool) -> bool:
 def _gather(
     plan: Plan,
     codec: Codec,
-    metrics: Sequence[str],
+    wanted: Mapping[str, Sequence[str]],
     delays: Delays,
     entry: Callable[[Codec, Clip], Entry],
     failed: Mapping[str, str],
 ) -> dict[str, dict[str, list[float]]]:
-    """Collect measure -> clip -> [value, weight] of one codec."""
+    """Collect measure -> clip -> [value, weight] of one codec: what is wanted of each clip, whatever the cache has."""
     about, values = codec.about(), dict[str, dict[str, list[float]]]()
     for clip in plan.clips:
         if f"{codec.name} on {clip.name}" in failed:
             continue
         record, delay = entry(codec, clip).read(), delays.of(clip)
-        names = {score_key(name, delay, plan.compensate, clip): name for name in metrics}
+        names = {score_key(name, delay, plan.compensate, clip): name for name in wanted[clip.name]}
         found = {name: value for key, name in names.items() if (value := record["scores"].get(key))}
         notes = record["scores"].get(score_key("notes", delay, plan.compensate))
         if notes:
@@ -356,7 +369,7 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
     Returns:
         Nothing if all went well.
     """
-    if entry.read():
+    if entry.whole():
         return None
     try:
         codec.about()  # loads what must be loaded
@@ -364,7 +377,8 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
             codec.decode(codec.encode(clip), clip)
             _WARM.add(name)
         coded, encoding = spent_on(lambda: codec.encode(clip))
-        wave, decoding = spent_on(lambda: codec.decode(coded, clip))
+        decoded, decoding = spent_on(lambda: codec.decode(coded, clip))
+        wave = checked(decoded)
     except Exception as error:  # an adapter is anybody's code: one odd clip does not end a night's run
         return f"{type(error).__name__}: {error}"
     timing = {
@@ -377,7 +391,7 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
         "timed_by": timer(),
     }
     entry.path(".flac").parent.mkdir(parents=True, exist_ok=True)
-    save(entry.path(".flac"), torch.from_numpy(np.ascontiguousarray(wave)), SAMPLE_RATE)
+    save(entry.path(".flac"), torch.from_numpy(wave), SAMPLE_RATE)
     if coded.codes is not None:
         np.save(entry.path(".npy"), coded.codes)
     entry.write(
