@@ -38,6 +38,7 @@ SHARED = ROOT.parent.parent / "shared"
 COSTLY_EVERY = 4
 """Development clips from one that every metric is taken on to the next, of each kind."""
 MINI = ("mini-100", "mini-50", "mini-25")
+RUNS = ("published", "dev", "fast", "steps")
 LEFT_OUT = ("speex-wb-q3", "mp3-8", "mp3-24", "aac-12", "aac-24")
 """Of the classical codecs, to keep the run at two to three hours of one core."""
 
@@ -138,7 +139,7 @@ def plans(audio: Path, cache: Path, jobs: int, every: int = 1, without: Sequence
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run and keep the results; what is cached is not run again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", default=["published", "dev", "fast", "steps"], help="[all four]")
+    parser.add_argument("runs", nargs="*", default=RUNS, help=f"of {', '.join(RUNS)} [all four]")
     parser.add_argument("--audio", type=Path, default=SHARED / "audio", help="folder with dev/ and published/")
     parser.add_argument("--figures", type=Path, default=SHARED / "figures")
     parser.add_argument("--cache", type=Path, default=ROOT.parent / ".bench", help="of decodes and scores")
@@ -148,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--without", nargs="*", default=[], choices=list(METRICS), help="metrics to leave out")
     parser.add_argument("--costs-from", type=Path, help="results to take memory, operations and latency of dev from")
     given = parser.parse_args(arguments)
+    if unknown := set(given.runs) - set(RUNS):  # choices= refuses the default too
+        parser.error(f"no run {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
     torch.set_num_threads(1)
     wanted = plans(given.audio, given.cache, given.jobs, given.every, given.without)
     console = Console(stderr=True)

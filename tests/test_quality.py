@@ -134,11 +134,19 @@ def test_costs_are_those_of_an_idle_machine():
     assert later.settings["costs_of_commit"] == "0123456789"
 
 
+def test_runs_of_other_names_are_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quality, "plans", lambda *_: {})
+    with pytest.raises(SystemExit):
+        quality.main(["dev", "nonsense"])
+    assert "no run nonsense; there are published, dev, fast, steps" in capsys.readouterr().err
+
+
 def test_the_runs_are_planned(root: Path, tmp_path: Path):
     audio = root.parent / "shared" / "audio"
     if not (audio / "dev" / "manifest.csv").is_file():
         pytest.skip("needs ../shared/audio")
     plans = quality.plans(audio, tmp_path, 1, 3, ["wer", "dwer"])
+    assert plans.keys() == set(quality.RUNS)
     assert (len(plans["dev"].clips), plans["dev"].costly_every) == (42, 1)
     assert len(plans["published"].clips) == 24
     assert plans["published"].compensate is False
