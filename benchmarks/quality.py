@@ -23,9 +23,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from semanticodec.bench.clips import Clip, find, thin
-from semanticodec.bench.codecs import Codec, Decodes, Semanticodec, ours
+from semanticodec.bench.codecs import Codec, Semanticodec, ours
 from semanticodec.bench.commands import classical
 from semanticodec.bench.cost import Cost
+from semanticodec.bench.decodes import Decodes
 from semanticodec.bench.metrics import METRICS
 from semanticodec.bench.results import Results, read_results
 from semanticodec.bench.run import Plan, run

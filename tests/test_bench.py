@@ -29,15 +29,17 @@ from typer.testing import CliRunner
 from benchmarks.page import CHROMIUM, launched
 from semanticodec.bench import neural
 from semanticodec.bench.clips import Clip, Wave, find, read
-from semanticodec.bench.codecs import About, Codec, Coded, Decodes, Semanticodec, ours
+from semanticodec.bench.codecs import About, Codec, Coded, Semanticodec, ours
 from semanticodec.bench.commands import Command, classical, configured
 from semanticodec.bench.cost import cost
+from semanticodec.bench.decodes import Decodes
+from semanticodec.bench.entries import Entry
 from semanticodec.bench.leaderboard import codec_superb, versa, write_leaderboards
 from semanticodec.bench.metrics import METRICS
 from semanticodec.bench.neural import Hub
 from semanticodec.bench.report import hang, write_report
 from semanticodec.bench.results import Results, read_results
-from semanticodec.bench.run import Entry, Plan, run
+from semanticodec.bench.run import Plan, run
 from semanticodec.bench.sounds import Sound
 from semanticodec.bench.survey import _labels, _mel_statistics, _probes, listening_items, origin, survey
 from semanticodec.cli import app

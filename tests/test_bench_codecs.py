@@ -15,7 +15,6 @@ from semanticodec.bench.clips import Clip
 from semanticodec.bench.codecs import (
     Codec,
     Coded,
-    Decodes,
     Semanticodec,
     content,
     found_by,
@@ -24,9 +23,11 @@ from semanticodec.bench.codecs import (
     sources,
     versions,
 )
-from semanticodec.bench.commands import CODEC2, Command, classical
+from semanticodec.bench.commands import Command, classical
+from semanticodec.bench.decodes import Decodes
 from semanticodec.bench.neural import Hub
 from semanticodec.bench.outages import Interrupted
+from semanticodec.bench.payloads import CODEC2
 from semanticodec.config import SAMPLE_RATE, preset
 from semanticodec.errors import CheckpointError, ConfigError
 from semanticodec.wire import messages
@@ -74,6 +75,32 @@ class TestFingerprints:
         with pytest.raises(ConfigError, match="files wrong"):
             commands.configured(config)
 
+    def test_commands_follow_folders_and_quoted_commands(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What lies in folders that a command or its file names, and what a quoted command names and starts."""
+        home, model, told = tmp_path / "home", tmp_path / "model", tmp_path / "told"
+        script, tool = tmp_path / "enc.py", tmp_path / "bin" / "tool"
+        for folder in (home, model / "deep", told, tool.parent):
+            folder.mkdir(parents=True)
+        tool.touch(0o755)
+        monkeypatch.chdir(home)
+        monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+        quoted = f"cd {home.parent}; python {script}|tool --model={model} {{input}} {{coded}} {'#' * 256}"
+        codec = dataclasses.replace(COPY, encode_command=f"sh -c 'sh -c \"{quoted}\"'", files=(str(told),))
+        assert codec.missing() is None
+        prints = {codec.fingerprint()}
+        for file in (script, tool, model / "deep" / "weights.bin", told / "weights.bin"):
+            for size in (1, 2):
+                file.write_bytes(bytes(size))
+                prints.add(codec.fingerprint())
+        assert len(prints) == 1 + 2 * 4
+        # Working folders and what lies around them change with every run, and so does what Python keeps of scripts.
+        (model / "__pycache__").mkdir()
+        for file in (tmp_path / "results.json", home / "results.json", model / "__pycache__" / "enc.pyc"):
+            file.touch()
+        assert codec.fingerprint() in prints
+        told.rename(tmp_path / "gone")
+        assert codec.missing() == f"there is no file {told}"
+
     def test_an_empty_folder_of_decodes_is_missing(self, tmp_path: Path) -> None:
         assert Decodes("theirs", tmp_path / "none", 1.0).missing() == f"there is no folder {tmp_path / 'none'}"
         assert Decodes("theirs", tmp_path, 1.0).missing() == f"no file is in {tmp_path}"
@@ -85,10 +112,10 @@ class TestFingerprints:
         (tmp_path / "a.wav").write_bytes(b"a")
         lossy = Interrupted(dataclasses.replace(COPY, name="codec2-1300"), (True,), 5120)
         wanted: dict[Codec, set[str]] = {
-            COPY: {"audio", "bench/clips", "bench/codecs", "bench/commands"},
+            COPY: {"audio", "bench/clips", "bench/codecs", "bench/commands", "bench/payloads"},
             lossy: {"audio", "bench/clips", "bench/codecs", "bench/commands", "bench/outages"},
             hub(tmp_path): {"audio", "bench/clips", "bench/codecs", "bench/neural", "wire"},
-            Decodes("x", tmp_path, 1.5): {"audio", "bench/clips", "bench/codecs"},
+            Decodes("x", tmp_path, 1.5): {"audio", "bench/clips", "bench/codecs", "bench/decodes"},
             Semanticodec("mini-25"): {"audio", "bench/clips", "bench/codecs", "codec", "nn", "wire"},
         }
         given: list[str] = []
@@ -97,7 +124,7 @@ class TestFingerprints:
             given.extend(names)
             return "+".join(names)
 
-        for module in ("codecs", "commands", "neural", "outages"):
+        for module in ("codecs", "commands", "decodes", "neural", "outages"):
             monkeypatch.setattr(f"semanticodec.bench.{module}.sources", told)
             monkeypatch.setattr(f"semanticodec.bench.{module}.versions", told, raising=False)
         for codec, names in wanted.items():
@@ -134,6 +161,37 @@ def test_decodes_of_equal_clips_go_by_their_names(tmp_path: Path) -> None:
     assert not np.array_equal(first, second)
     assert len({found_by(clip, by_name=False) for clip in clips}) == 1
     assert len({found_by(clip, by_name=True) for clip in clips}) == 2
+
+
+def test_endings_of_decodes_may_be_capitals(tmp_path: Path) -> None:
+    (tmp_path / "speech").mkdir()
+    for place, file in enumerate(("UP.WAV", "both.wav", "both.WAV", "speech/Up.Flac", "UP.TXT")):
+        soundfile.write(tmp_path / file, np.full(800, (1 + place) / 8), SAMPLE_RATE, format="WAV")
+    theirs = Decodes("theirs", tmp_path, 1.5)
+    for name, place in (("UP", 0), ("both", 1), ("speech/Up", 3), ("speech/both", 1)):
+        found = theirs.decode(Coded(b"", 0.0), Clip(name, "sound", tmp_path))
+        assert found == pytest.approx((1 + place) / 8, abs=1e-3)
+    with pytest.raises(FileNotFoundError, match="no decode of this clip"):
+        theirs.decode(Coded(b"", 0.0), Clip("up", "sound", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("delay", "nan", "0 to 60"),
+        ("delay", "inf", "0 to 60"),
+        ("delay", "-0.1", "0 to 60"),
+        ("rate", "0", "1000 to 1000000"),
+        ("rate", "-8000", "1000 to 1000000"),
+        ("frame", "-1", "0 to 1000000"),
+        ("packet", "-5", "0 to 1000000"),
+    ],
+)
+def test_numbers_of_a_command_have_ranges(key: str, value: str, wanted: str, tmp_path: Path) -> None:
+    config = tmp_path / "codecs.toml"
+    config.write_text(f'[a]\nencode = "cp {{input}} {{coded}}"\ndecode = "cp {{coded}} {{output}}"\n{key} = {value}\n')
+    with pytest.raises(ConfigError, match=rf"\[a\] {key} is {value}; wanted is {wanted}"):
+        commands.configured(config)
 
 
 @pytest.mark.parametrize("name", ["mini-25", "mini-50", "mini-100"])

@@ -17,9 +17,11 @@ from torch import nn
 from torch.nn import functional
 
 from semanticodec.bench.clips import Clip
-from semanticodec.bench.codecs import Decodes, Semanticodec, content
-from semanticodec.bench.commands import Command, _libraries, classical, mp3_payload
+from semanticodec.bench.codecs import Semanticodec, content
+from semanticodec.bench.commands import Command, _libraries, classical
 from semanticodec.bench.cost import UNCOUNTED, _first_block, gflop
+from semanticodec.bench.decodes import Decodes
+from semanticodec.bench.payloads import mp3_payload
 from semanticodec.bench.pool import workers
 from semanticodec.bench.run import score_key
 from semanticodec.checkpoints import official_files

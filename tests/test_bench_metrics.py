@@ -15,9 +15,9 @@ from semanticodec.audio import load, resample
 from semanticodec.bench.align import Delay, align, bandwidth, chosen, delays_of, find_delay, loudness
 from semanticodec.bench.clips import Clip, find, thin
 from semanticodec.bench.codecs import gross_bits
-from semanticodec.bench.commands import adts_payload, ogg_packets
 from semanticodec.bench.listening import low_pass
 from semanticodec.bench.metrics import METRICS
+from semanticodec.bench.payloads import adts_payload, ogg_packets
 from semanticodec.bench.probe import bag, probe, use
 from semanticodec.bench.results import Results
 from semanticodec.bench.sounds import Sound

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from semanticodec import checkpoints
 from semanticodec.bench.clips import Clip, find
-from semanticodec.bench.codecs import Decodes, Semanticodec
+from semanticodec.bench.codecs import Semanticodec
 from semanticodec.bench.commands import Command
+from semanticodec.bench.decodes import Decodes
 from semanticodec.bench.entries import entry
 from semanticodec.bench.listening import Item
 from semanticodec.bench.report import hang

@@ -25,7 +25,7 @@ Wave = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording; two clips are the same if their files are.
+    """One recording, of which two are equal if all that is known of them is; the same sound has the same digest.
 
     Args:
         name: relative path without its ending, which decodes of it share.

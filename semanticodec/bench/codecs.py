@@ -1,4 +1,4 @@
-"""The adapter behind which every codec stands, this package's codec, and decodes that others have made."""
+"""The adapter behind which every codec stands, and this package's codec."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .. import checkpoints, wire
 from ..codec import SemantiCodec
 from ..config import PRESETS, SAMPLE_RATE, preset
 from ..diffusion import FAST, SamplerOptions
-from ..errors import CheckpointError, SemantiCodecError
+from ..errors import AudioError, CheckpointError, SemantiCodecError
 from ..wire import entropy, messages, prior
 from ..wire.blocks import frame_bytes
-from .clips import ENDINGS, Clip, Wave, read
+from .clips import Clip, Wave
 
 MESSAGE = 0.32
 """Seconds of sound per message when the gross bitrate is counted, for codecs that have no longer blocks."""
@@ -131,6 +131,22 @@ class Codec(Protocol):
         Returns:
             Samples ``[S']`` at 16 kHz.
         """
+
+
+def checked(decoded: Wave) -> Wave:
+    """Return what a codec decoded, if it can be kept and compared.
+
+    Args:
+        decoded: wanted is ``[S']`` of finite numbers.
+
+    Raises:
+        AudioError: it is something else.
+    """
+    if decoded.ndim != 1 or not len(decoded):
+        raise AudioError(f"decoded to an array of shape {decoded.shape}; wanted are samples of one channel")
+    if wrong := np.count_nonzero(~np.isfinite(decoded)):
+        raise AudioError(f"{wrong} of {len(decoded)} decoded samples are no finite numbers")
+    return np.ascontiguousarray(decoded)
 
 
 @dataclass(frozen=True)
@@ -334,75 +350,6 @@ def content(files: tuple[Path, ...]) -> str:
     if not files:
         raise CheckpointError("there are no files to take a fingerprint of")
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
-
-
-@dataclass(frozen=True)
-class Decodes:
-    """A folder of finished decodes, named as the clips are, with the bitrate that its maker states.
-
-    Args:
-        name: of the system.
-        folder: of sound files; a clip's is the one of its relative path, or of its bare name.
-        kbps: stated bitrate.
-        family: which curve it belongs to.
-    """
-
-    name: str
-    folder: Path
-    kbps: float
-    family: str = ""
-
-    def missing(self) -> str | None:
-        """Say whether the folder is there, with anything in it."""
-        if not self.folder.is_dir():
-            return f"there is no folder {self.folder}"
-        return None if any(f.is_file() for f in self.folder.rglob("*")) else f"no file is in {self.folder}"
-
-    def about(self) -> About:
-        """Say whose word the bitrate is."""
-        return About(
-            self.family or self.name, f"decodes in {self.folder.name}, bitrate stated", SAMPLE_RATE, measured=False
-        )
-
-    def fingerprint(self) -> str:
-        """Name the files by their content, and what reads them."""
-        files = tuple(sorted(f for f in self.folder.rglob("*") if f.is_file()))
-        names = ",".join(str(file.relative_to(self.folder)) for file in files)
-        made_by = sources(*READING, "bench/codecs"), versions(*LIBRARIES)
-        named = hashlib.sha256(names.encode()).hexdigest()
-        return "/".join((self.name, repr(self.kbps), named, content(files), *made_by))
-
-    def encode(self, clip: Clip) -> Coded:
-        """Take the stated bitrate.
-
-        Args:
-            clip: any.
-
-        Returns:
-            No file, and the stated bits.
-        """
-        return Coded(b"", self.kbps * 1000 * clip.seconds)
-
-    def decode(self, coded: Coded, clip: Clip) -> Wave:  # noqa: ARG002
-        """Read the decode of the clip.
-
-        Args:
-            coded: not used.
-            clip: whose name the decode has.
-
-        Returns:
-            Samples ``[S']`` at 16 kHz.
-
-        Raises:
-            FileNotFoundError: there is none of that name.
-            AudioError: it cannot be read.
-        """
-        for stem in (clip.name, Path(clip.name).name):
-            for ending in ENDINGS:
-                path = self.folder / (stem + ending)
-                if path.is_file():
-                    return read(path)
-        raise FileNotFoundError(2, "no decode of this clip", str(self.folder / clip.name))
 
 
 def ours(

@@ -6,28 +6,28 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 import shlex
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import soundfile
 
-from ..audio import load, resample, save
+from ..audio import HIGHEST_RATE, LOWEST_RATE, load, resample, save
 from ..config import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from .clips import Clip, Wave
 from .codecs import LIBRARIES, READING, About, Coded, sources, versions
+from .folders import recordings
+from .payloads import CODEC2, NET_BITS, Payload
 
-Codec2 = Literal["codec2-700c", "codec2-1200", "codec2-1300", "codec2-1600", "codec2-2400", "codec2-3200"]
-Payload = Literal["file", "ogg", "adts", "mp3", Codec2]
 LAUNCHER = """
 import ctypes, os, sys
 told, *command = sys.argv[1:]
@@ -52,6 +52,13 @@ leaves the program to this one.
 """
 TIMEOUT = 300
 """Seconds that a program may take with one clip."""
+RANGES = {
+    "rate": (LOWEST_RATE, HIGHEST_RATE),
+    "delay": (0, 60),
+    "frame": (0, HIGHEST_RATE),
+    "packet": (0, HIGHEST_RATE),
+}
+"""Least and most of what a TOML file may say of a command."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,8 @@ class Command:
         frame: samples of a frame at ``rate``, of programs that would keep the end of a clip: silence of the delay and
             one frame goes behind the clip, and net bits are those of the frames that the clip itself has; else 0.
         packet: samples of a packet at ``rate``, where packets vary in length; else 0.
-        files: that the programs read beside those their commands name, as a model that a script opens: decodes in the
-            cache are found by their content too.
+        files: that the programs read beside those their commands name, as a model that a script opens, and folders of
+            such: decodes in the cache are found by them too.
     """
 
     name: str
@@ -93,7 +100,7 @@ class Command:
     def missing(self) -> str | None:
         """Say which program is not installed, or which of its files is not there."""
         for file in self.files:
-            if not Path(file).is_file():
+            if not Path(file).exists():
                 return f"there is no file {file}"
         for command in (self.encode_command, self.decode_command):
             program = shlex.split(command)[0]
@@ -107,18 +114,22 @@ class Command:
         return About(self.family or self.name, self.encode_command, self.rate, self.delay, packet=packet)
 
     def fingerprint(self) -> str:
-        """Name the programs and this adapter by their content, and the libraries that they load by size and time."""
-        digests = []
+        """Name the programs and this adapter by their content, and the libraries that they load by size and time.
+
+        Scripts and models that a command names count by their content too, what lies in folders by size and time.
+        """
+        digests: list[str] = []
         for command in (self.encode_command, self.decode_command):
-            program, *words = shlex.split(command)
-            # Scripts and models are words of the command, or what follows an = in one.
-            path = shutil.which(program) or ""
-            named = (part for word in words for part in {word, word.rpartition("=")[2]})
-            files = [path, *sorted(part for part in named if Path(part).is_file())]
-            digests += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
-            digests += _libraries(path)
-        digests += [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in self.files]
-        made_by = sources(*READING, "bench/codecs", "bench/commands"), versions(*LIBRARIES)
+            names = sorted(set(_names(command)))
+            # Shells, env and nice start programs that are words like others.
+            programs = [path for name in names if (path := shutil.which(name))]
+            digests += map(_digest, [*programs, *(name for name in names if os.path.isfile(name))])
+            folders = (Path(name) for name in names if os.path.isdir(name) and not _is_worked_in(name))
+            digests += [line for folder in folders for line in _listing(folder)]
+            digests += [line for path in programs for line in _libraries(path)]
+        for file in map(Path, self.files):
+            digests += [_digest(file)] if file.is_file() else _listing(file)
+        made_by = sources(*READING, "bench/codecs", "bench/commands", "bench/payloads"), versions(*LIBRARIES)
         return "/".join((str(dataclasses.astuple(self)), *digests, *made_by))
 
     def encode(self, clip: Clip, launcher: Sequence[str] = ()) -> Coded:
@@ -151,7 +162,7 @@ class Command:
                 save(files["input"], wave, self.rate)
             _run(self.encode_command, files, "coded", launcher)
             data = files["coded"].read_bytes()
-        return Coded(data, sum(_PAYLOADS[self.payload](data)[:own]))
+        return Coded(data, sum(NET_BITS[self.payload](data)[:own]))
 
     def decode(self, coded: Coded, clip: Clip, launcher: Sequence[str] = ()) -> Wave:  # noqa: ARG002
         """Run the second command on the coded file.
@@ -218,6 +229,38 @@ class Command:
         }
 
 
+def _names(command: str) -> Iterator[str]:
+    """Yield what a command may name files by: its words, what follows an = in one, and the same of quoted commands."""
+    shell = shlex.shlex(command, posix=True, punctuation_chars=True)
+    shell.whitespace_split, shell.commenters = True, ""
+    try:
+        words = {*shlex.split(command), *shell}
+    except ValueError:  # a word that is no command: an apostrophe
+        return
+    for word in words:
+        yield from {word, word.rpartition("=")[2]} - {""}
+        if word != command:
+            yield from _names(word)
+
+
+def _digest(file: str | Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _is_worked_in(folder: str) -> bool:
+    """Tell whether a folder is none of a model, but one that changes while this runs, or has such a one below it."""
+    places = (".", tempfile.gettempdir(), os.path.expanduser("~"))
+    return any(Path(place).resolve().is_relative_to(Path(folder).resolve()) for place in places)
+
+
+def _listing(folder: Path) -> Iterator[str]:
+    """Yield path, size and time of what lies in a folder: models are large, and this is asked for every clip."""
+    for file in recordings(folder):
+        if file.is_file() and "__pycache__" not in file.parts:  # which a program writes when it first runs
+            yield f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
+
+
 @functools.cache
 def _libraries(program: str) -> tuple[str, ...]:
     """Return path, size and time of what a program is linked with, where ``ldd`` tells."""
@@ -249,105 +292,6 @@ def _filled(word: str, files: dict[str, Path]) -> str:
 def _size(path: Path) -> str:
     return f"{path.stat().st_size} bytes long" if path.is_file() else "missing"
 
-
-def ogg_packets(data: bytes) -> list[bytes]:
-    """Return the packets of an Ogg stream, its two header packets first.
-
-    Args:
-        data: pages of one stream.
-
-    Raises:
-        AudioError: it is none.
-    """
-    packets, at, open_packet = [bytearray()], 0, True
-    while at < len(data):
-        if data[at : at + 4] != b"OggS" or at + 27 > len(data):
-            raise AudioError(f"no Ogg page at byte {at}")
-        lacing = data[at + 27 : at + 27 + data[at + 26]]
-        at += 27 + len(lacing)
-        for size in lacing:
-            if not open_packet:
-                packets.append(bytearray())
-            packets[-1] += data[at : at + size]
-            at += size
-            open_packet = size == 255
-    return [bytes(packet) for packet in packets]
-
-
-def adts_payload(data: bytes) -> int:
-    """Count the bytes of an AAC stream without the header of each frame.
-
-    Args:
-        data: ADTS frames.
-
-    Returns:
-        Bytes.
-
-    Raises:
-        AudioError: something else than a frame is among them.
-    """
-    at = payload = 0
-    while at < len(data):
-        if len(data) - at < 7 or data[at] != 0xFF or data[at + 1] >> 4 != 0xF:
-            raise AudioError(f"no ADTS frame at byte {at}")
-        header = 7 if data[at + 1] & 1 else 9
-        length = struct.unpack(">I", data[at + 3 : at + 7])[0] >> 13 & 0x1FFF
-        payload += length - header
-        at += length
-    return payload
-
-
-def mp3_payload(data: bytes) -> int:
-    """Count the bytes of an MP3 stream without the header of each frame.
-
-    Args:
-        data: frames of layer III.
-
-    Returns:
-        Bytes; a last frame that is cut short counts as far as it goes.
-
-    Raises:
-        AudioError: something else than a frame is among them.
-    """
-    at = payload = 0
-    while at < len(data):
-        head = int.from_bytes(data[at : at + 4])
-        version, kbps = head >> 19 & 3, MP3_KBPS[head >> 19 & 3 == 3][head >> 12 & 15]
-        if head >> 21 != 0x7FF or version == 1 or head >> 17 & 3 != 1 or not kbps or head >> 10 & 3 == 3:
-            raise AudioError(f"no MP3 frame at byte {at}")
-        rate = (44_100, 48_000, 32_000)[head >> 10 & 3] >> {3: 0, 2: 1, 0: 2}[version]
-        length = (144 if version == 3 else 72) * 1000 * kbps // rate + (head >> 9 & 1)
-        payload += min(length, len(data) - at) - (4 if head >> 16 & 1 else 6)
-        at += length
-    return payload
-
-
-def _frames(bits: int, data: bytes) -> list[int]:
-    return [bits] * (len(data) // -(-bits // 8))
-
-
-MP3_KBPS = (
-    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0),
-    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0),
-)
-"""Of layer III by the number in a frame's header: at the low sample rates of MPEG-2 and 2.5, and of MPEG-1."""
-CODEC2: dict[Codec2, tuple[int, int]] = {
-    "codec2-700c": (28, 320),
-    "codec2-1200": (48, 320),
-    "codec2-1300": (52, 320),
-    "codec2-1600": (64, 320),
-    "codec2-2400": (48, 160),
-    "codec2-3200": (64, 160),
-}
-"""Bits of a frame, each of which begins at a byte of the file, and its samples at 8 kHz."""
-_PAYLOADS: dict[Payload, Callable[[bytes], list[int]]] = {
-    "file": lambda data: [8 * len(data)],
-    "ogg": lambda data: [8 * len(packet) for packet in ogg_packets(data)[2:]],
-    "adts": lambda data: [8 * adts_payload(data)],
-    "mp3": lambda data: [8 * mp3_payload(data)],
-    **{name: functools.partial(_frames, bits) for name, (bits, _) in CODEC2.items()},
-}
-"""Net bits of a coded file: of each of its frames where they are counted apart."""
 
 OPUS = (6, 8, 12, 16, 24)
 SPEEX = ((8000, 2), (16000, 1), (16000, 3))
@@ -432,7 +376,8 @@ def configured(path: Path) -> list[Command]:
         decode = "lyra_decoder --input {coded} --output {output}"
 
     Further keys: rate (Hz, 16000), raw (false), payload ("file"), ending (".bin"), family, delay (s), frame and packet
-    (samples at rate, see :class:`Command`), files (a list: what the programs read that the commands do not name).
+    (samples at rate, see :class:`Command`), files (a list of files and folders: what the programs read that the
+    commands do not name).
 
     Args:
         path: of the file.
@@ -441,7 +386,7 @@ def configured(path: Path) -> list[Command]:
         A codec per table.
 
     Raises:
-        ConfigError: a key is missing or unknown, or a value is of the wrong type.
+        ConfigError: a key is missing or unknown, or a value is of the wrong type or out of range.
     """
     try:
         tables = tomllib.loads(path.read_text())
@@ -465,6 +410,9 @@ def _configured(path: Path, name: str, table: object) -> Command:
             f"{path}: [{name}] has {', '.join(wrong) or 'payload'} wrong; beside encode and decode there may be "
             f"{', '.join(kinds)}, payload one of {', '.join(get_args(Payload))}"
         )
+    for key, (least, most) in RANGES.items():
+        if key in table and not least <= table[key] <= most:
+            raise ConfigError(f"{path}: [{name}] {key} is {table[key]}; wanted is {least} to {most}")
     places = {"encode": ("{input}", "{coded}"), "decode": ("{coded}", "{output}")}
     for key, needed in places.items():
         if not all(place in table[key] for place in needed):

@@ -23,24 +23,13 @@ from ..config import SAMPLE_RATE
 from .clips import Clip
 from .codecs import Codec, Semanticodec, loaded
 from .commands import Command
+from .entries import Entry, hashed
 from .lossy import Lossy, geometry
 from .machine import machine
 from .outages import FRAMES, Interrupted
 from .pool import Advance, Each, workers
 from .results import ALL, Results
-from .run import (
-    VOICE,
-    Delays,
-    Entry,
-    calibrate,
-    code,
-    described,
-    hashed,
-    on_shipped_voice,
-    readable,
-    score,
-    score_key,
-)
+from .run import VOICE, Delays, calibrate, code, described, on_shipped_voice, readable, score, score_key
 from .statistics import Comparison, Interval, paired
 
 RATES = (0.01, 0.03, 0.05, 0.1, 0.2)

@@ -52,7 +52,7 @@ class Metric:
         needs: modules that it is computed with.
         compute: from original and decode to a value, or None where it is undefined (silence, no transcript).
         worst: what a decode gets for which it is undefined though the original has a value: silence is no way out.
-        costly: whether the default run takes it only on part of the clips.
+        costly: whether a run may take it on every n-th clip alone (``costly_every``).
         version: goes up when values change.
     """
 

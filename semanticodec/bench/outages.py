@@ -14,7 +14,8 @@ from ..config import SAMPLE_RATE
 from ..errors import AudioError, ConfigError
 from .clips import Clip, Wave
 from .codecs import About, Coded, sources
-from .commands import CODEC2, Command, classical, ogg_packets
+from .commands import Command, classical
+from .payloads import CODEC2, ogg_packets
 
 FRAMES: dict[str, tuple[int, float]] = {name: (-(-bits // 8), frame / 8000) for name, (bits, frame) in CODEC2.items()}
 """Bytes and seconds of a frame of Codec 2, which has no concealment of its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 from collections import Counter
@@ -33,6 +34,8 @@ LEADING = ("visqol", "stoi", "pesq_wb", "mel_l1")
 """Metrics whose plots stand open."""
 SECONDS = 3
 """Of each recording in the gallery."""
+LONGEST = 200
+"""Bytes of a name on a shelf of the gallery, of the 255 that a disk takes."""
 COSTS = {
     "peak_memory_mb": ("peak memory", "MB"),
     "gflop_per_second": ("operations", "GFLOP per s"),
@@ -131,8 +134,13 @@ def write_report(results: Results, folder: Path) -> Path:
 
 
 def _shelf(clip: str, kind: str) -> str:
-    """Return the name of a clip's folder in the gallery."""
-    return f"{kind} - {clip.removeprefix(kind + '/').replace('/', ' ')}"
+    """Return the name of a clip's folder in the gallery, cut where a disk would not take it."""
+    name = f"{kind} - {clip.removeprefix(kind + '/').replace('/', ' ')}"
+    octets = name.encode(errors="surrogateescape")
+    if len(octets) <= LONGEST:
+        return name
+    # What is cut off may be all that tells two clips apart.
+    return f"{octets[:LONGEST].decode(errors='ignore')} {hashlib.sha256(octets).hexdigest()[:8]}"
 
 
 def _folded(summary: str, parts: Sequence[str]) -> str:

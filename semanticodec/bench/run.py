@@ -9,42 +9,35 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
-import os
-import resource
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..audio import save
 from ..config import SAMPLE_RATE
 from ..demo import RECORDING
 from ..errors import AudioError, ConfigError
 from .align import Delay, align, bandwidth, chosen, delays_of, find_delay
-from .clips import KINDS, Clip, Wave, read, thin
-from .codecs import About, Codec, Coded, Decodes, found_by, gross_bits, sources
+from .clips import KINDS, Clip, thin
+from .codecs import About, Codec, checked, found_by, gross_bits, sources
+from .decodes import Decodes
+from .entries import Entry, hashed
 from .listening import ANCHORS, REFERENCE
 from .machine import machine
 from .metrics import METRICS, Value, release
 from .pool import Advance, Each, workers
 from .results import Results
 from .sounds import Sound
+from .timing import TIMING, spent_on, timer
 
 ALIGNED = "+".join((sources("bench/align")[:16], release("pyloudnorm"), release("numpy")))
 """What undoes delay and level, and takes gain and band: values that other sources or versions found are not used."""
 DELAY = f"delay@{ALIGNED}"
-TIMING = (
-    "seconds per second of sound on one thread, of the process that codes and of programs that it starts; the first "
-    "time that a process uses a codec, it codes and decodes one clip before, untimed (timed_by of a system: who timed "
-    "it, if another machine, torch or commit timed some clips)"
-)
 VOICE = Clip("demo", KINDS[0], RECORDING)
 ENOUGH = 8
 """Clips of speech that tell a codec's delay better than those of all kinds do."""
@@ -86,67 +79,11 @@ class Plan:
             if unsafe:
                 raise ConfigError(
                     f"a codec's name is a file's too; wanted is one without / and \\, not empty, not "
-                    f"{', '.join(sorted(RESERVED))}, at most 100 letters, seen is {unsafe[0]!r}"
+                    f"{', '.join(sorted(RESERVED))}, at most 200 bytes, seen is {unsafe[0]!r}"
                 )
         unknown = set(self.metrics) - METRICS.keys()
         if unknown:
             raise ConfigError(f"unknown metrics {', '.join(sorted(unknown))}; there are {', '.join(METRICS)}")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where the cache keeps one codec's work on one clip."""
-
-    cache: Path
-    key: str
-
-    @classmethod
-    def of(cls, cache: Path, fingerprint: str, content: str) -> Entry:
-        """Find the place by content.
-
-        Args:
-            cache: folder.
-            fingerprint: what :func:`hashed` returns.
-            content: what :func:`.codecs.found_by` returns of the clip.
-        """
-        return cls(cache, hashlib.sha256(f"{fingerprint}\n{content}".encode()).hexdigest()[:32])
-
-    def path(self, ending: str) -> Path:
-        """Return the path of a file of this entry."""
-        return self.cache / self.key[:2] / (self.key + ending)
-
-    def read(self) -> dict[str, Any]:
-        """Return what is known; nothing if this is new, or a disk kept only a part of it."""
-        try:
-            found: dict[str, Any] = json.loads(self.path(".json").read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
-        return found if self.path(".flac").is_file() else {}
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Put a record in the place of the last one, at once."""
-        part = self.path(f".{os.getpid()}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(record))
-        part.replace(self.path(".json"))
-
-    def decoded(self) -> NDArray[np.float64]:
-        """Return the decode ``[S']`` at 16 kHz, as a 16-bit file holds it."""
-        return read(self.path(".flac")).astype(np.float64)
-
-    def codes(self) -> NDArray[np.int64] | None:
-        """Return the codes ``[n_q, F]``, if the codec has any."""
-        path = self.path(".npy")
-        return np.load(path, allow_pickle=False) if path.is_file() else None
-
-
-def hashed(codec: Codec) -> str:
-    """Return the SHA-256 of what a codec's output depends on.
-
-    Args:
-        codec: any that is not missing.
-    """
-    return hashlib.sha256(codec.fingerprint().encode()).hexdigest()
 
 
 def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
@@ -165,13 +102,15 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
         AudioError: none of the clips can be read.
     """
     clips, failed = readable(plan.clips)
-    plan = dataclasses.replace(plan, clips=clips)
+    among = [codec.among(plan.clips) if isinstance(codec, Decodes) else codec for codec in plan.codecs]
+    plan = dataclasses.replace(plan, clips=clips, codecs=among)
     skipped = {c.name: reason for c in plan.codecs if (reason := c.missing())}
     skipped |= {name: reason for name in plan.metrics if (reason := METRICS[name].missing())}
     codecs = [codec for codec in plan.codecs if codec.name not in skipped]
     metrics = [name for name in plan.metrics if name not in skipped]
     prints = {codec.name: hashed(codec) for codec in codecs}
     costly = {clip.name for clip in thin(plan.clips, plan.costly_every)}
+    wanted = {clip.name: tuple(n for n in metrics if _applies(n, clip, clip.name in costly)) for clip in plan.clips}
 
     def entry(codec: Codec, clip: Clip) -> Entry:
         content = found_by(clip, by_name=isinstance(codec, Decodes))
@@ -193,14 +132,14 @@ def run(plan: Plan, title: str, advance: Advance = lambda *_: None) -> Results:
 
         order = {clip.name: place for place, clip in enumerate(plan.clips)}
         scoring = [
-            (clip, entry(codec, clip), wanted, delays[codec.name].of(clip), plan.compensate)
+            (clip, entry(codec, clip), names, delays[codec.name].of(clip), plan.compensate)
             for codec, clip in sorted(pairs, key=lambda pair: order[pair[1].name])
-            if (wanted := tuple(n for n in metrics if _applies(n, clip, clip.name in costly)))
+            if (names := wanted[clip.name])
         ]
-        names = {entry(codec, clip): codec.name for codec, clip in pairs}
+        whose = {entry(codec, clip): codec.name for codec, clip in pairs}
         for (clip, place, *_), raised in each(score, scoring, "scoring", advance):
-            failed |= {f"{names[place]} on {clip.name}: {metric}": wrong for metric, wrong in raised.items()}
-    values = {codec.name: _gather(plan, codec, metrics, delays[codec.name], entry, failed) for codec in codecs}
+            failed |= {f"{whose[place]} on {clip.name}: {metric}": wrong for metric, wrong in raised.items()}
+    values = {codec.name: _gather(plan, codec, wanted, delays[codec.name], entry, failed) for codec in codecs}
     return Results(
         title=title,
         machine=machine(),
@@ -306,7 +245,9 @@ def described(clips: Iterable[Clip]) -> dict[str, dict[str, Any]]:
 
 
 def _names_a_file(name: str) -> bool:
-    return name.isprintable() and 0 < len(name) <= 100 and not set("/\\") & set(name) and name not in RESERVED
+    # Files are called what codecs are, and an ending; no disk takes more than 255 bytes.
+    fits = name.isprintable() and 0 < len(name.encode()) <= 200
+    return fits and not set("/\\") & set(name) and name not in RESERVED
 
 
 def _applies(name: str, clip: Clip, costly: bool) -> bool:
@@ -316,18 +257,18 @@ def _applies(name: str, clip: Clip, costly: bool) -> bool:
 def _gather(
     plan: Plan,
     codec: Codec,
-    metrics: Sequence[str],
+    wanted: Mapping[str, Sequence[str]],
     delays: Delays,
     entry: Callable[[Codec, Clip], Entry],
     failed: Mapping[str, str],
 ) -> dict[str, dict[str, list[float]]]:
-    """Collect measure -> clip -> [value, weight] of one codec."""
+    """Collect measure -> clip -> [value, weight] of one codec: what is wanted of each clip, whatever the cache has."""
     about, values = codec.about(), dict[str, dict[str, list[float]]]()
     for clip in plan.clips:
         if f"{codec.name} on {clip.name}" in failed:
             continue
         record, delay = entry(codec, clip).read(), delays.of(clip)
-        names = {score_key(name, delay, plan.compensate, clip): name for name in metrics}
+        names = {score_key(name, delay, plan.compensate, clip): name for name in wanted[clip.name]}
         found = {name: value for key, name in names.items() if (value := record["scores"].get(key))}
         notes = record["scores"].get(score_key("notes", delay, plan.compensate))
         if notes:
@@ -356,14 +297,7 @@ def _facts(codec: Codec, fingerprint: str, delays: Delays, entries: Sequence[Ent
     facts["by_name"] = isinstance(codec, Decodes)
     records = [record for entry in entries if "seconds" in (record := entry.read())]
     by = {record.get("timed_by", "an older version") for record in records}
-    return facts | ({"timed_by": sorted(by)} if by - {_timer()} else {})
-
-
-@functools.cache
-def _timer() -> str:
-    """Name what times are of."""
-    here = machine()
-    return f"{here['cpu']}, torch {here['torch']}, commit {str(here['commit'])[:7]}{'*' * bool(here['modified'])}"
+    return facts | ({"timed_by": sorted(by)} if by - {timer()} else {})
 
 
 def score_key(name: str, delay: int, compensate: bool, clip: Clip | None = None) -> str:
@@ -394,15 +328,16 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
     Returns:
         Nothing if all went well.
     """
-    if entry.read():
+    if entry.whole():
         return None
     try:
         codec.about()  # loads what must be loaded
         if timed and (name := codec.fingerprint()) not in _WARM:
             codec.decode(codec.encode(clip), clip)
             _WARM.add(name)
-        coded, encoding = _timed(lambda: codec.encode(clip))
-        wave, decoding = _timed(lambda: codec.decode(coded, clip))
+        coded, encoding = spent_on(lambda: codec.encode(clip))
+        decoded, decoding = spent_on(lambda: codec.decode(coded, clip))
+        wave = checked(decoded)
     except Exception as error:  # an adapter is anybody's code: one odd clip does not end a night's run
         return f"{type(error).__name__}: {error}"
     timing = {
@@ -412,10 +347,10 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
             "encode_wall": encoding[0],
             "decode_wall": decoding[0],
         },
-        "timed_by": _timer(),
+        "timed_by": timer(),
     }
     entry.path(".flac").parent.mkdir(parents=True, exist_ok=True)
-    save(entry.path(".flac"), torch.from_numpy(np.ascontiguousarray(wave)), SAMPLE_RATE)
+    save(entry.path(".flac"), torch.from_numpy(wave), SAMPLE_RATE)
     if coded.codes is not None:
         np.save(entry.path(".npy"), coded.codes)
     entry.write(
@@ -434,19 +369,6 @@ def code(codec: Codec, clip: Clip, entry: Entry, *, timed: bool = True) -> str |
 
 _WARM: set[str] = set()
 """Fingerprints of what this process has used."""
-T = TypeVar("T", Coded, Wave)
-
-
-def _timed(work: Callable[[], T]) -> tuple[T, tuple[float, float]]:
-    """Return a result, and the elapsed and the processor seconds that it took here and in programs it ran."""
-
-    def spent() -> float:
-        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-    wall, cpu = time.perf_counter(), spent()
-    result = work()
-    return result, (time.perf_counter() - wall, spent() - cpu)
 
 
 def _delay(clip: Clip, entry: Entry) -> Delay | None:

@@ -42,8 +42,9 @@ def _codecs(
     decodes: list[str],
 ) -> list[Codec]:
     """Gather the adapters that were asked for."""
-    from ..bench.codecs import Decodes, ours
+    from ..bench.codecs import ours
     from ..bench.commands import classical, configured
+    from ..bench.decodes import Decodes
     from ..bench.neural import hub as neural
     from ..config import PRESETS
 
@@ -65,6 +66,7 @@ def _codecs(
             found += neural(hub)
     if config is not None:
         found += configured(config)
+    names = [text.partition("=")[0] for text in decodes]
     for text in decodes:
         name, _, rest = text.partition("=")
         folder, _, kbps = rest.rpartition("@")
@@ -76,7 +78,9 @@ def _codecs(
             raise typer.BadParameter(
                 f"{text}: wanted is NAME=FOLDER@KBPS, with a bitrate above 0", param_hint="--decodes"
             )
-        found.append(Decodes(name, Path(folder), stated))
+        # Several bitrates of one system are points of one curve.
+        called = f"{name} {stated:g}" if names.count(name) > 1 else name
+        found.append(Decodes(called, Path(folder), stated, family=name))
     if not found:
         raise typer.BadParameter(
             f"no codec; sets are {', '.join(SETS)}; others come with --config and --decodes", param_hint="--codecs"
@@ -110,7 +114,10 @@ def run(
     weights: Annotated[Path | None, typer.Option(help="Folder with official weights.")] = None,
     hub: Annotated[Path | None, typer.Option(help="Folder with a folder per model of transformers.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file: [name] with encode = and decode = commands.")] = None,
-    decodes: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER@KBPS: finished decodes.")] = None,
+    decodes: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER@KBPS: finished decodes; several of one NAME are called NAME KBPS."),
+    ] = None,
     only: Annotated[
         str | None,
         typer.Option(help="Codecs with commas between, of these; `bench codecs` lists them.  [default: all]"),
@@ -145,7 +152,7 @@ def run(
             _only(_codecs(sets, steps or [], fast, weights, hub, config, decodes or []), only),
             thin(find(audio), every),
             marked(out / "cache"),
-            tuple(_names(metrics)) if metrics else tuple(METRICS),
+            tuple(METRICS) if metrics is None else tuple(_names(metrics)) if metrics else (),
             costly_every,
             not as_is,
             jobs,
