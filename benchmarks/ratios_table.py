@@ -69,7 +69,7 @@ def _official(found: Found) -> str:
     for windows, about in found["encode"].items():
         row, count = about["row"], "exactly one window" if windows == "1" else f"{windows} windows"
         ratio = RANGE.format(**about["times_published_windows"], digits=2)
-        name = f"encoding of {count}; ratio to the published {int(windows) + 1}, one by one, same networks"
+        name = f"encoding of {count}; ratio to the published {int(windows) + 1}, one by one, same weights"
         lines.append((name, f"{row['gflop']:.0f}", "", "", "", "", ratio, f"{row['timing']['cpu']:.2f}"))
     heads = ["part", "GFLOP", "CPU s", "share of SGEMM", "published CPU s", "share", "ratio", "CPU s, all instructions"]
     return table(heads, lines)
@@ -89,7 +89,7 @@ def _profile(found: Found) -> str:
     where = {PARTS.get(part, part): shares for part, shares in found["official"]["hot"].items()}
     where |= {"encoding": found["encode"]["1"]["hot"], "mini: decoding": found["mini"]["hot"]}
     lines = [
-        (name, ", ".join(f"{op.removeprefix('_').replace('_', ' ')} {share:.0%}" for op, share in shares))
+        (name, ", ".join(f"{op.strip('_').replace('_', ' ')} {share:.0%}" for op, share in shares))
         for name, shares in where.items()
     ]
     return table(("part", "where the time goes: operators, share of processor time"), lines)

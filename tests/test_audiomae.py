@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 from tiny import config, fill, noise
+from torch.nn import functional
 
+from semanticodec.nn import audiomae
 from semanticodec.nn.audiomae import AudioMAE, position_table
 
 
@@ -78,6 +80,23 @@ def test_any_subset_of_patches(mae: AudioMAE) -> None:
     assert got.shape == (1, 4, 16)
     again = mae.transform(tokens[:, chosen.flip(0)])
     torch.testing.assert_close(again.flip(1), got, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("wide", "large"), [(True, True), (True, False), (False, True)])
+def test_large_layers_are_convolutions_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, wide: bool, large: bool
+) -> None:
+    calls = []
+    convolve = functional.conv2d
+    monkeypatch.setattr(functional, "conv2d", lambda *given: calls.append(1) or convolve(*given))
+    monkeypatch.setattr(audiomae, "WIDE", wide)
+    monkeypatch.setattr(audiomae, "LARGE", 12 * 20 if large else 12 * 20 + 1)
+    layer, x = audiomae.Linear(12, 20), noise(3, 7, 12)
+    torch.testing.assert_close(layer(x), functional.linear(x, layer.weight, layer.bias))
+    assert len(calls) == (wide and large)
+    half = layer.bfloat16()(x.bfloat16())
+    assert torch.equal(half, functional.linear(x.bfloat16(), layer.weight, layer.bias))
+    assert len(calls) == (wide and large)
 
 
 def test_rows_do_not_depend_on_each_other(mae: AudioMAE) -> None:
